@@ -1,0 +1,1 @@
+"""The stream: the only place that knows Kafka, Faust, Prometheus, HTTP and the clock."""
