@@ -1,0 +1,64 @@
+"""Packed batches against a direct transcription of the padded rule they replace."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.packing import PAD, TrainingWindows
+
+histories = st.lists(st.lists(st.integers(1, 9), max_size=40), max_size=8)
+
+
+def padded_windows(history: list[int], max_length: int) -> list[tuple[list[int], list[int]]]:
+    """Cut one history as the authors' dataset does: (inputs, labels) padded left to one length."""
+    if len(history) < 2 * max_length:
+        cuts = [history] if history else []
+    else:
+        starts = range(len(history) - max_length, -1, -max_length)
+        cuts = [history[start : start + max_length] for start in starts]
+    windows = []
+    for cut in cuts:
+        inputs, labels = cut[:-1][-max_length:], cut[-max_length:]
+        windows.append(
+            (
+                [PAD] * (max_length - len(inputs)) + inputs,
+                [PAD] * (max_length - len(labels)) + labels,
+            )
+        )
+    return windows
+
+
+def labelled_positions(
+    windows: list[tuple[list[int], list[int]]],
+) -> list[tuple[tuple[int, ...], int]]:
+    """List what each labelled position sees, its own item last, and its label."""
+    seen = []
+    for inputs, labels in windows:
+        for place, label in enumerate(labels):
+            if label != PAD:
+                items = tuple(item for item in inputs[: place + 1] if item != PAD)
+                seen.append((items or (PAD,), label))
+    return seen
+
+
+@given(histories, st.integers(1, 7))
+def test_every_labelled_position_sees_what_the_padded_form_shows_it(
+    sequences: list[list[int]], max_length: int
+) -> None:
+    """The packed batch trains the same (history, next item) pairs, in the same order, no others."""
+    expected = labelled_positions(
+        [window for history in sequences for window in padded_windows(history, max_length)]
+    )
+    windows = TrainingWindows.cut(sequences, max_length)
+
+    batch = windows.batch(np.arange(len(windows)))
+    actual = []
+    ends = np.cumsum(batch.lengths)
+    for start, end in zip(ends - batch.lengths, ends, strict=True):
+        for place in range(start, end):
+            actual.append(
+                (tuple(batch.items[start : place + 1].tolist()), int(batch.labels[place]))
+            )
+
+    assert actual == expected
+    assert windows.label_count == len(expected)
