@@ -1,1 +1,1 @@
-"""LRURec in tensors: recurrence, model, training, serving, releases. Knows no stream and no store."""
+"""LRURec in tensors: recurrence, model, training, serving, releases. Knows no stream, no store."""

@@ -1,0 +1,91 @@
+"""Sizes of the model and settings of training: frozen, checked when made. Knows no tensor."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What fixes the shape of a Recommender; the defaults are those of the published model.
+
+    Raises:
+        ValueError: a field breaks its rule; the message gives field, rule and value.
+    """
+
+    n_items: int
+    """Items in the vocabulary, the pad token not counted; at least 1."""
+    hidden_size: int = 64
+    """Width d of embeddings and activations; at least 1."""
+    state_size: int = 128
+    """Complex channels c of one block's state; at least 1. The published model has twice d."""
+    n_blocks: int = 2
+    """Blocks of recurrence and feed-forward; at least 1."""
+    max_length: int = 50
+    """Positions of a training window and items the evaluation sees; at least 2."""
+    dropout: float = 0.2
+    """Dropout of the embedding and the feed-forward layers; in [0, 1)."""
+    lru_dropout: float = 0.2
+    """Dropout of the recurrence's output; in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "n_items", "hidden_size", "state_size", "n_blocks")
+        _at_least(self, 2, "max_length")
+        for field in ("dropout", "lru_dropout"):
+            value = getattr(self, field)
+            if not 0 <= value < 1:
+                msg = f"{field} must be in [0, 1), got {value}"
+                raise ValueError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train; the defaults are those of the published model.
+
+    Raises:
+        ValueError: a field breaks its rule; the message gives field, rule and value.
+    """
+
+    batch_size: int = 128
+    """Windows in one step."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; acts on every parameter, the recurrence's eigenvalues included."""
+    adam_epsilon: float = 1e-9
+    """AdamW's epsilon."""
+    clip_norm: float = 5.0
+    """Largest norm of the gradient of all parameters together."""
+    max_epochs: int = 100
+    """Passes over the training windows at most."""
+    patience: int = 10
+    """Validations without a better Recall@10 before training stops."""
+    validate_every_steps: int | None = None
+    """Steps between validations; None: after each epoch."""
+    time_budget_s: float | None = None
+    """Seconds after which training stops with the best weights so far; None: no limit."""
+    seed: int = 0
+    """Seed of initial weights, order of windows and dropout."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch_size", "max_epochs", "patience")
+        _at_least(self, 0, "weight_decay", "seed")
+        for field in ("learning_rate", "adam_epsilon", "clip_norm"):
+            _positive(field, getattr(self, field))
+        if self.validate_every_steps is not None:
+            _at_least(self, 1, "validate_every_steps")
+        if self.time_budget_s is not None:
+            _positive("time_budget_s", self.time_budget_s)
+
+
+def _at_least(config: ModelConfig | TrainingConfig, least: int, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not value >= least or not math.isfinite(value):
+            msg = f"{field} must be at least {least}, got {value}"
+            raise ValueError(msg)
+
+
+def _positive(field: str, value: float) -> None:
+    if not value > 0 or not math.isfinite(value):
+        msg = f"{field} must be positive and finite, got {value}"
+        raise ValueError(msg)
