@@ -1,0 +1,123 @@
+"""Cross-entropy over every item of the vocabulary, without ever holding all the logits.
+
+The logits of a batch are by far its largest tensor (positions x items), and going through it again
+and again is what makes the plain form slow. Here a chunk of positions is scored, turned into its
+loss and into all three gradients, and forgotten; the backward pass only scales the gradients.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.shapes import PackedItems, PackedRows
+
+CHUNK_LOGITS = 2**22
+"""Logits of one chunk: 16 MiB in float32, near enough to the caches, large enough for products."""
+
+MIN_CHUNK_ROWS = 128
+"""Positions of a chunk however many items there are: each chunk goes through all the weights."""
+
+
+def cross_entropy(
+    outputs: PackedRows,
+    weight: Tensor,
+    bias: Tensor,
+    labels: PackedItems,
+    *,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Mean over positions of -log softmax(outputs weight^T + bias)[label].
+
+    Equal to `torch.nn.functional.cross_entropy` over those logits, up to rounding. Differentiable
+    once. Gradients that nobody asked for cost nothing.
+
+    Args:
+        outputs: what the model says at each position; at least one.
+        weight: (v, d), one row for each item.
+        bias: (v,).
+        labels: the right item of each position, 0 <= label < v.
+        chunk_rows: positions scored at a time; None: chosen from v.
+
+    Returns:
+        A scalar of the inputs' dtype.
+
+    Raises:
+        ValueError: there are no positions.
+    """
+    if len(outputs) == 0:
+        msg = "cross_entropy needs at least one position, got none"
+        raise ValueError(msg)
+    rows = chunk_rows or max(MIN_CHUNK_ROWS, CHUNK_LOGITS // len(weight))
+    if torch.is_grad_enabled():
+        loss: Tensor = _ChunkedCrossEntropy.apply(outputs, weight, bias, labels, rows)
+        return loss
+    return _chunked(outputs, weight, bias, labels, rows, (False, False, False)).loss
+
+
+class _LossAndGradients(NamedTuple):
+    loss: Tensor
+    outputs: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def _chunked(
+    outputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    rows: int,
+    needed: tuple[bool, ...],
+) -> _LossAndGradients:
+    """Make the loss and the needed gradients (of outputs, weight, bias), `rows` at a time."""
+    count = len(outputs)
+    losses = outputs.new_empty(count)
+    logits = outputs.new_empty(min(rows, count), len(weight))
+    log_shares = torch.empty_like(logits)
+    grad_outputs = torch.empty_like(outputs) if needed[0] else None
+    grad_weight = torch.zeros_like(weight) if needed[1] else None
+    grad_bias = torch.zeros_like(bias) if needed[2] else None
+
+    for start in range(0, count, rows):
+        chunk = slice(start, start + rows)
+        x, y = outputs[chunk], labels[chunk].unsqueeze(1)
+        scored, log_share = logits[: len(x)], log_shares[: len(x)]
+        torch.addmm(bias, x, weight.t(), out=scored)
+        torch.log_softmax(scored, dim=1, out=log_share)
+        losses[chunk] = -log_share.gather(1, y).squeeze(1)
+        if not any(needed):
+            continue
+        # The gradient of one position's loss in its logits: softmax, less one at the label.
+        grad = log_share.exp_().scatter_add_(1, y, x.new_full((1, 1), -1.0).expand(len(x), 1))
+        if grad_outputs is not None:
+            torch.mm(grad, weight, out=grad_outputs[chunk])
+        if grad_weight is not None:
+            grad_weight.addmm_(grad.t(), x)
+        if grad_bias is not None:
+            grad_bias.add_(grad.sum(0))
+
+    for summed in (grad_outputs, grad_weight, grad_bias):
+        if summed is not None:
+            summed.div_(count)
+    return _LossAndGradients(losses.mean(), grad_outputs, grad_weight, grad_bias)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The loss whose forward pass already makes the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, outputs: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: int
+    ) -> Tensor:
+        made = _chunked(outputs, weight, bias, labels, rows, ctx.needs_input_grad[:3])
+        ctx.save_for_backward(made.outputs, made.weight, made.bias)
+        return made.loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # A graph may be gone through twice (retain_graph): what is saved must stay as it is.
+        grads = [None if saved is None else saved * scale for saved in ctx.saved_tensors]
+        return (*grads, None, None)
