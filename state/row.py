@@ -96,6 +96,7 @@ class RowLayout:
                 ("partition", "<i8"),  # of the last applied event; -1: none
                 ("offset", "<i8"),  # of the last applied event; -1: none
                 ("timestamp_ms", "<i8"),  # of the last applied event
+                ("last_item", "<u8"),  # the item that moved the hidden state last; 0: none
                 ("event_ids", "<u8", (EVENT_IDS,)),
                 ("recommended", "<u8", (self.recommended,)),
                 ("ring", "<u8", (self.ring,)),
@@ -181,14 +182,14 @@ class RowLayout:
                 hidden[index] = table["hidden"]
             else:
                 converted[index] = True
-                heads[index] = self._convert(table["head"])
+                heads[index] = self.convert_heads(table["head"])
         return Decoded(heads=heads, hidden=hidden, damaged=damaged, converted=converted)
 
     @cached_property
     def _sizes(self) -> tuple[int, int, int, int]:
         return self.ring, self.recommended, self.blocks, self.channels
 
-    def _convert(self, others: Heads) -> Heads:
+    def convert_heads(self, others: Heads) -> Heads:
         """Return heads (n,) of another layout as heads of this one, without a hidden state."""
         heads = self.new_heads(len(others))
         for name in ("event_count", "partition", "offset", "timestamp_ms", "event_ids"):
