@@ -1,0 +1,292 @@
+"""The state store on disk: one RocksDB for each partition, below one folder.
+
+    <folder>/lock            held by the process that uses the folder, with its process id inside
+    <folder>/partition-<n>   the database of partition n
+
+Keys carry one byte in front, so that the position can never meet a user's key. Writes go through
+the write-ahead log without fsync: they outlive the process at any moment, but not always the
+machine; what a machine loses is the newest batches, positions included, and the changelog has
+them. Foreign errors stop here.
+"""
+
+import fcntl
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteBufferManager,
+)
+
+from state.errors import StateCorrupt, StateError, StateFormatUnknown, StoreLocked
+from state.store import StoreStats, not_open
+
+_POSITION_KEY = b"\x00position"
+_ROW_PREFIX = b"\x01"
+_POSITION = struct.Struct("<Bq")  # format version, position
+_POSITION_VERSION = 1
+_SCAN_ROWS = 512  # a time, because an iterator that is alive keeps the files open after close
+
+
+@dataclass(frozen=True, kw_only=True)
+class RocksOptions:
+    """Bounds on memory and files.
+
+    Raises:
+        ValueError: A bound is out of its range.
+    """
+
+    write_buffer_bytes: int = 64 * 2**20
+    """Memory for rows that are in no table file yet, all partitions together."""
+    block_cache_bytes: int = 64 * 2**20
+    """Memory for blocks of table files, their indices and filters, all partitions together."""
+    max_open_files: int = 128
+    """Files that each partition may hold open."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("write_buffer_bytes", 2**20),
+            ("block_cache_bytes", 2**20),
+            ("max_open_files", 16),
+        ):
+            if getattr(self, name) < least:
+                msg = f"RocksOptions.{name} must be at least {least}, got {getattr(self, name)}"
+                raise ValueError(msg)
+
+
+class RocksStore:
+    """Rows on disk, in a folder that this store holds until `close_all`.
+
+    Args:
+        path: The folder; made if it does not exist.
+        options: Bounds on memory and files.
+
+    Raises:
+        StoreLocked: Another process, or another store of this one, holds the folder.
+        StateError: The folder cannot be made.
+    """
+
+    def __init__(self, path: Path, options: RocksOptions | None = None) -> None:
+        self.stats = StoreStats()
+        self._path = path
+        self._options = options or RocksOptions()
+        self._cache = Cache(self._options.block_cache_bytes)
+        self._write_buffers = WriteBufferManager(self._options.write_buffer_bytes, False)
+        self._databases: dict[int, Rdict] = {}
+        self._lock: int | None = None
+        self._hold_folder()
+
+    def open(self, partition: int) -> None:
+        """Make a partition usable, empty if it never was; nothing happens if it is open.
+
+        Raises:
+            StateCorrupt: Its files are damaged; the message says what to do.
+            StoreLocked: Something else holds its files.
+            StateError: The operating system refuses.
+        """
+        if partition in self._databases:
+            return
+        self._hold_folder()
+        path = self._folder(partition)
+        options = self._database_options()
+        with _border(path):
+            # Without column_families, rocksdict would prefer the options of the last open,
+            # with a block cache of their own.
+            self._databases[partition] = Rdict(
+                str(path), options, column_families={"default": options}
+            )
+
+    def close(self, partition: int) -> None:
+        """Release a partition's files and keep its rows; nothing happens if it is closed."""
+        database = self._databases.pop(partition, None)
+        if database is not None:
+            with _border(self._folder(partition)):
+                database.close()
+
+    def close_all(self) -> None:
+        """Close every partition and let go of the folder; `open` takes it again."""
+        for partition in self.partitions():
+            self.close(partition)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def destroy(self, partition: int) -> None:
+        """Close a partition, open or not, and remove all of it, the position too."""
+        self.close(partition)
+        self._hold_folder()
+        path = self._folder(partition)
+        if path.exists():
+            # Removed under another name, so that half a database is never taken for a whole one.
+            removed = path.rename(path.with_suffix(".removed"))
+            shutil.rmtree(removed)
+
+    def partitions(self) -> set[int]:
+        """Return the partitions that are open."""
+        return set(self._databases)
+
+    def get(self, partition: int, keys: list[bytes]) -> list[bytes | None]:
+        """Return the row of each key, in their order, None where there is none.
+
+        Raises:
+            StateCorrupt: The files are damaged where a row lies.
+        """
+        database = self._opened(partition)
+        with _border(self._folder(partition)):
+            rows: list[bytes | None] = database.get([_ROW_PREFIX + key for key in keys])
+        self.stats.count_read(rows)
+        return rows
+
+    def write(
+        self, partition: int, rows: Iterable[tuple[bytes, bytes | None]], position: int | None
+    ) -> None:
+        """Write rows and the position in one batch; of several rows for one key the last counts."""
+        database = self._opened(partition)
+        written = list(rows)
+        batch = WriteBatch(raw_mode=True)
+        for key, row in written:
+            if row is None:
+                batch.delete(_ROW_PREFIX + key)
+            else:
+                batch.put(_ROW_PREFIX + key, row)
+        if position is not None:
+            batch.put(_POSITION_KEY, _POSITION.pack(_POSITION_VERSION, position))
+        with _border(self._folder(partition)):
+            database.write(batch)
+        self.stats.count_written(written)
+
+    def position(self, partition: int) -> int | None:
+        """Return the position last written, None if there is none.
+
+        Raises:
+            StateFormatUnknown: Another release of this program wrote it.
+        """
+        database = self._opened(partition)
+        with _border(self._folder(partition)):
+            stored: bytes | None = database.get(_POSITION_KEY)
+        if stored is None:
+            return None
+        if len(stored) != _POSITION.size or stored[0] != _POSITION_VERSION:
+            msg = (
+                f"{self._folder(partition)}: expected a position of format version "
+                f"{_POSITION_VERSION} ({_POSITION.size} bytes), got {stored!r}; run the release "
+                f"of this program that wrote it, or a later one"
+            )
+            raise StateFormatUnknown(msg)
+        return int(_POSITION.unpack(stored)[1])
+
+    def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        """Yield every key and row in the order of their keys.
+
+        Raises:
+            StateCorrupt: The files are damaged where a row lies.
+            StateError: The partition was closed meanwhile.
+        """
+        start = _ROW_PREFIX
+        while True:
+            rows = self._rows_from(partition, start)
+            yield from ((key[1:], row) for key, row in rows)
+            if len(rows) < _SCAN_ROWS:
+                return
+            start = rows[-1][0] + b"\x00"
+
+    def _rows_from(self, partition: int, start: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the next stored keys and rows, fewer than `_SCAN_ROWS` only at the end."""
+        database = self._opened(partition)
+        rows: list[tuple[bytes, bytes]] = []
+        with _border(self._folder(partition)):
+            iterator = database.iter()
+            iterator.seek(start)
+            while len(rows) < _SCAN_ROWS and iterator.valid():
+                rows.append((iterator.key(), iterator.value()))
+                iterator.next()
+            iterator.status()  # a damaged block ends an iterator as the last row does
+        return rows
+
+    def _opened(self, partition: int) -> Rdict:
+        database = self._databases.get(partition)
+        if database is None:
+            raise not_open(partition, str(self._path), self._databases)
+        return database
+
+    def _folder(self, partition: int) -> Path:
+        return self._path / f"partition-{partition}"
+
+    def _database_options(self) -> Options:
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(self._cache)
+        blocks.set_cache_index_and_filter_blocks(True)
+        blocks.set_bloom_filter(10, False)
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_block_based_table_factory(blocks)
+        options.set_write_buffer_manager(self._write_buffers)
+        options.set_write_buffer_size(self._options.write_buffer_bytes // 8)
+        options.set_max_write_buffer_number(2)
+        options.set_max_open_files(self._options.max_open_files)
+        options.set_compression_type(DBCompressionType.none())  # hidden states do not compress
+        # The newest batches may be torn after a power cut; whole ones before them must come back.
+        options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
+        options.set_keep_log_file_num(2)
+        options.set_max_log_file_size(2**20)
+        return options
+
+    def _hold_folder(self) -> None:
+        """Take the folder's lock if it is not held, and remove what a crash left behind."""
+        if self._lock is not None:
+            return
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as exc:
+            msg = f"{self._path}: expected a folder to keep states in, got {exc}"
+            raise StateError(msg) from exc
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            msg = (
+                f"{self._path} is in use by process {holder}: stop that process, or give this "
+                f"one a folder of its own"
+            )
+            raise StoreLocked(msg) from exc
+        os.truncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        self._lock = lock
+        for removed in self._path.glob("partition-*.removed"):
+            shutil.rmtree(removed)
+
+
+@contextmanager
+def _border(path: Path) -> Iterator[None]:
+    """Turn what rocksdict raises about a partition's files into errors of this package."""
+    try:
+        yield
+    except Exception as exc:
+        if type(exc) is not Exception:  # rocksdict raises just that for all that RocksDB says
+            raise
+        said = " ".join(str(exc).split())
+        if "lock hold" in said or "lock file" in said:
+            msg = f"{path} is in use by another program: stop it first ({said})"
+            raise StoreLocked(msg) from exc
+        if said.startswith("IO error") and "No such file" not in said:
+            msg = f"{path}: the operating system refuses: {said}"
+            raise StateError(msg) from exc
+        msg = (
+            f"{path}: expected the files of a state store, got damaged ones ({said}); stop the "
+            f"worker, remove this folder and start again: the partition is then restored from "
+            f"its changelog"
+        )
+        raise StateCorrupt(msg) from exc
