@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from rocksdict import (
     BlockBasedOptions,
@@ -144,7 +145,7 @@ class RocksStore:
         """
         database = self._opened(partition)
         with _border(self._folder(partition)):
-            rows: list[bytes | None] = database.get([_ROW_PREFIX + key for key in keys])
+            rows = cast("list[bytes | None]", database.get([_ROW_PREFIX + key for key in keys]))
         self.stats.count_read(rows)
         return rows
 
@@ -174,7 +175,7 @@ class RocksStore:
         """
         database = self._opened(partition)
         with _border(self._folder(partition)):
-            stored: bytes | None = database.get(_POSITION_KEY)
+            stored = cast("bytes | None", database.get(_POSITION_KEY))
         if stored is None:
             return None
         if len(stored) != _POSITION.size or stored[0] != _POSITION_VERSION:
