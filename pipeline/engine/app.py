@@ -1,0 +1,126 @@
+"""The Faust app on the engine's transport, table and restore."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faust
+from state.store import StateStore
+
+from pipeline.engine import table, transport
+from pipeline.engine.options import EngineOptions
+from pipeline.engine.processor import Processor
+from pipeline.engine.restore import TableManager
+from pipeline.engine.stop import ExitCode, end_process
+from pipeline.engine.stream import StreamService
+
+RAW: dict[str, Any] = {"key_type": bytes, "key_serializer": "raw", "value_type": bytes, "value_serializer": "raw"}
+
+
+class EngineApp(faust.App):
+    """Faust's app with a stream service, a bounded stop and hooks for figures.
+
+    Attributes:
+        engine_options: Options of the engine.
+        stream_service: Everything between the agent and the commit.
+        on_assignment: Is told (owned partitions, seconds) when an assignment flows.
+        on_restored_rows: Is told how many changelog records were applied.
+    """
+
+    engine_options: EngineOptions
+    stream_service: StreamService
+    on_assignment: Callable[[set[int], float], None] = staticmethod(
+        lambda partitions, seconds: None
+    )
+    on_restored_rows: Callable[[int], None] = staticmethod(lambda rows: None)
+
+    def _on_rebalance_when_stopped(self) -> None:
+        """Leave the client alone: stock closes it here, and the consumer's thread then waits for it for ever."""
+
+    async def _stop_consumer(self) -> None:
+        deadline_s = self.engine_options.stop_deadline_s
+        timer = threading.Timer(
+            deadline_s,
+            lambda: end_process(
+                ExitCode.STOP_DEADLINE,
+                "the stop took longer than %.0f s: ended; nothing is lost, what was in flight is read again",
+                deadline_s,
+            ),
+        )
+        timer.daemon = True
+        timer.start()
+        await super()._stop_consumer()
+
+
+def create_engine_app(
+    options: EngineOptions,
+    processor: Processor,
+    store: StateStore,
+    *,
+    partitions: int,
+    data_dir: Path,
+    on_checkpoint: Callable[[int, float], None] = lambda rows, seconds: None,
+    at_stage: Callable[[str], None] | None = None,
+    table_name: str = "users",
+    **faust_settings: Any,
+) -> EngineApp:
+    """Build the app: one source topic, one table, one agent. Nothing connects before the worker starts.
+
+    Args:
+        options: Engine options; `options.changelog` has to be `{app_id}-{table_name}-changelog`.
+        processor: Turns records into rows and outputs.
+        store: Keeps the rows.
+        partitions: Partition count of the source topic, and so of everything else.
+        data_dir: For Faust's own files.
+        on_checkpoint: Is told (rows, seconds) after each checkpoint.
+        at_stage: For crash tests: told every stage that is reached.
+        table_name: Name of the table.
+        **faust_settings: Passed to `faust.App`.
+
+    Returns:
+        The app, to be run by `faust.Worker`.
+    """
+    expected = f"{options.app_id}-{table_name}-changelog"
+    if options.changelog != expected:
+        msg = f"changelog: Faust names it {expected!r}, got {options.changelog!r}"
+        raise ValueError(msg)
+    transport.register()
+    table.register()
+    servers = options.kafka["bootstrap_servers"]
+    app = EngineApp(
+        options.app_id,
+        broker=[f"{transport.SCHEME}://{server}" for server in servers],
+        store=f"{table.SCHEME}://",
+        datadir=str(data_dir),
+        TableManager=TableManager,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        topic_partitions=partitions,
+        consumer_auto_offset_reset="earliest",
+        stream_buffer_maxsize=128,  # chunks, not records
+        stream_wait_empty=True,
+        broker_session_timeout=options.session_timeout_s,
+        env_prefix="LRUREC_FAUST_",  # Faust lets the environment override arguments; our settings reject this prefix
+        **faust_settings,
+    )
+    app.engine_options = options
+    source = app.topic(options.source, **RAW)
+    app.Table(table_name, key_type=bytes, value_type=bytes, partitions=partitions)
+    app.stream_service = StreamService(
+        app,
+        options,
+        processor,
+        store,
+        on_checkpoint=on_checkpoint,
+        at_stage=at_stage,
+        beacon=app.beacon,
+    )
+
+    @app.agent(source)
+    async def interactions(stream: Any) -> None:
+        async for event in stream.events():
+            event.message.incref()  # the checkpoint acknowledges it, not this loop
+            await app.stream_service.offer(event)
+
+    return app

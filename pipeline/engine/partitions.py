@@ -1,0 +1,213 @@
+"""An owned partition: its fence, the work that waits for a checkpoint, and the checkpoint itself.
+
+Order of a checkpoint, the same in every crash test: (1) rows into the changelog, in one transaction of the partition's own
+transactional id; (2) outputs and dead letters confirmed; (3) rows and changelog position into the store, in one
+batch; (4) chunks acknowledged. So the store is never ahead of the changelog and a commit never ahead of the store.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from state.store import StateStore
+
+from pipeline.engine.options import EngineOptions
+from pipeline.engine.processor import Processor
+from pipeline.engine.stop import ExitCode, end_process
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_BYTES = 1_000_000  # of one produce request; a record may be larger
+MAX_REQUEST_BYTES = 4_194_304
+
+
+async def send_records(
+    producer: AIOKafkaProducer,
+    topic: str,
+    partition: int,
+    records: Iterable[tuple[bytes, bytes | None]],
+) -> list[tuple[Awaitable[Any], int]]:
+    """Send records to one partition in whole batches; much cheaper than a future per record.
+
+    Returns:
+        Per batch a future, whose result carries the offset of the batch's first record, and its number of records.
+
+    Raises:
+        ValueError: A record does not fit an empty batch.
+    """
+    sent = []
+    batch = producer.create_batch()
+    for key, value in records:
+        if batch.append(timestamp=None, key=key, value=value) is not None:
+            continue
+        batch.close()
+        sent.append(
+            (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
+        )
+        batch = producer.create_batch()
+        if batch.append(timestamp=None, key=key, value=value) is None:
+            size = len(key) + len(value or b"")
+            msg = (
+                f"{topic}: record of {size} bytes is larger than a batch ({MAX_BATCH_BYTES} bytes)"
+            )
+            raise ValueError(msg)
+    if batch.record_count():
+        batch.close()
+        sent.append(
+            (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
+        )
+    return sent
+
+
+@dataclass(eq=False)
+class OwnedPartition:
+    """One source partition of this worker, from its fence to its loss.
+
+    Attributes:
+        number: Partition number.
+        producer: Producer under the partition's transactional id; initialising it fenced every former owner.
+        events: Faust events whose chunks wait for a checkpoint, in order.
+        confirmations: Futures of their outputs and dead letters.
+        moved_rows: Rows that no snapshot has taken yet.
+        lost: Another worker may own it: nothing of it may be sent or acknowledged.
+    """
+
+    number: int
+    producer: AIOKafkaProducer
+    events: list[Any] = field(default_factory=list)
+    confirmations: list[Awaitable[Any]] = field(default_factory=list)
+    moved_rows: int = 0
+    lost: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    kick: asyncio.Event = field(default_factory=asyncio.Event)
+    calm: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Future[None] | None = None
+
+
+class Checkpointer:
+    """Takes the checkpoints of owned partitions.
+
+    Args:
+        options: Engine options.
+        processor: Holder of the rows.
+        store: Where rows are kept.
+        compute: The one thread in which the processor may be called.
+        disk: The thread in which the store is written.
+        on_checkpoint: Is told (rows, seconds) after each checkpoint.
+        at_stage: Told the name of each stage right after it is reached; crash tests stop the process there.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        processor: Processor,
+        store: StateStore,
+        *,
+        compute: Executor,
+        disk: Executor,
+        on_checkpoint: Callable[[int, float], None],
+        at_stage: Callable[[str], None] | None,
+    ) -> None:
+        self._options = options
+        self._processor = processor
+        self._store = store
+        self._compute = compute
+        self._disk = disk
+        self._on_checkpoint = on_checkpoint
+        self._at_stage = at_stage
+
+    async def run(self, part: OwnedPartition) -> None:
+        """Checkpoint the partition at every interval, or earlier when it is kicked, until it is lost."""
+        while not part.lost:
+            try:
+                async with asyncio.timeout(self._options.checkpoint_interval_s):
+                    await part.kick.wait()
+            except TimeoutError:
+                pass
+            part.kick.clear()
+            if part.events:
+                await self.checkpoint(part)
+
+    async def checkpoint(self, part: OwnedPartition) -> None:
+        """Make everything sent so far durable, then acknowledge it. Any failure ends the process."""
+        async with part.lock:
+            if not part.events or part.lost:
+                return
+            try:
+                await self._checkpoint(part)
+            except asyncio.CancelledError:
+                part.lost = True  # the outcome is not known: the next owner fences and reads again
+                raise
+            except BaseException as error:
+                if not part.lost:
+                    end_process(
+                        ExitCode.CHECKPOINT,
+                        "checkpoint of partition %d failed: %r. Nothing is lost: start the worker again. "
+                        "(ProducerFenced or InvalidProducerEpoch: another worker owns the partition.)",
+                        part.number,
+                        error,
+                    )
+
+    async def _checkpoint(self, part: OwnedPartition) -> None:
+        started_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        events, confirmations = part.events, part.confirmations
+        part.events, part.confirmations, part.moved_rows = [], [], 0
+        part.calm.set()
+        snapshot = await loop.run_in_executor(self._compute, self._processor.snapshot, part.number)
+        position = await self.log_rows(part, snapshot.rows) if snapshot.rows else None
+        await asyncio.gather(*confirmations)
+        self._reach("committed")
+        if snapshot.rows:
+            await loop.run_in_executor(
+                self._disk, self._store.write, part.number, snapshot.rows, position
+            )
+            self._compute.submit(self._processor.settled, part.number, snapshot)
+        self._reach("written")
+        for event in events:
+            event.ack()
+        self._reach("acknowledged")
+        self._on_checkpoint(len(snapshot.rows), time.monotonic() - started_s)
+
+    def _reach(self, stage: str) -> None:
+        if self._at_stage is not None:
+            self._at_stage(stage)
+
+    async def fence(self, number: int) -> OwnedPartition:
+        """Take the partition: from here on what an older owner writes to its changelog is refused."""
+        producer = AIOKafkaProducer(
+            **self._options.kafka,
+            transactional_id=f"{self._options.app_id}-{number}",
+            transaction_timeout_ms=60_000,
+            max_batch_size=MAX_BATCH_BYTES,
+            max_request_size=MAX_REQUEST_BYTES,
+            retry_backoff_ms=20,  # also paces the initialisation
+        )
+        await producer.start()
+        return OwnedPartition(number, producer)
+
+    async def log_rows(
+        self, part: OwnedPartition, rows: Sequence[tuple[bytes, bytes | None]]
+    ) -> int:
+        """Write rows to the partition's changelog in one transaction.
+
+        Args:
+            part: The partition; its former owners are fenced.
+            rows: (key, row) pairs, at least one.
+
+        Returns:
+            The offset of the last row.
+        """
+        await part.producer.begin_transaction()
+        batches = await send_records(part.producer, self._options.changelog, part.number, rows)
+        if self._at_stage is not None:
+            await asyncio.gather(*[future for future, _ in batches])
+            self._at_stage("rows-sent")
+        await part.producer.commit_transaction()  # waits for the batches
+        future, count = batches[-1]
+        return int((await future).offset) + count - 1

@@ -1,0 +1,83 @@
+"""What the engine asks of whoever turns records into rows and recommendations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.engine.chunks import Chunk
+
+
+@dataclass(slots=True)
+class DeadLetter:
+    """A record that cannot be used, with its own bytes.
+
+    Attributes:
+        key: The record's key, unchanged.
+        value: The record's value, unchanged; None stays None.
+        headers: The record's own headers, then reason, topic, partition, offset and error.
+    """
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(slots=True)
+class PartitionResult:
+    """What one micro-batch means for one partition.
+
+    Attributes:
+        partition: Its number.
+        outputs: (key, value) records for the output topic, same partition number, in order.
+        dead_letters: Records that cannot be used.
+        moved_rows: Rows of this partition that no snapshot has taken yet.
+    """
+
+    partition: int
+    outputs: list[tuple[bytes, bytes]]
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    moved_rows: int = 0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The rows of one partition that moved since the snapshot before.
+
+    Attributes:
+        rows: (key, row) pairs, each key once; a row of None deletes.
+        token: Whatever `Processor.settled` needs to know the snapshot again.
+    """
+
+    rows: list[tuple[bytes, bytes | None]]
+    token: object = None
+
+
+class Processor(Protocol):
+    """Moves states and makes outputs. Every method runs in one thread, one call at a time, in this order.
+
+    Rows live with the processor until `settled`: only then does the store have them.
+    """
+
+    def process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
+        """Apply the records of (partition, chunk) pairs, in order, each at most once.
+
+        Delivery is at least once: a record at or below the offset that a user's row reflects changes nothing,
+        but its user still gets an output (the one before may never have left).
+        """
+        ...
+
+    def snapshot(self, partition: int) -> Snapshot:
+        """Return what moved in the partition since the last snapshot."""
+        ...
+
+    def settled(self, partition: int, snapshot: Snapshot) -> None:
+        """Note that the changelog and the store hold the snapshot's rows."""
+        ...
+
+    def forget(self, partition: int) -> None:
+        """Drop everything held of a partition: it may have other owners from here on."""
+        ...
+
+    def sent(self, results: Sequence[PartitionResult], now_s: float) -> None:
+        """Note that these outputs were handed to the producer (`now_s`: seconds since 1970)."""
+        ...

@@ -1,0 +1,363 @@
+"""Micro-batches: chunks in, outputs out at once, durability behind them by checkpoints.
+
+Two micro-batches are in flight: while the outputs of one leave, the next is computed in the compute thread. Nothing heavy
+runs on the event loop, and nothing escapes: an unexpected error ends the process.
+"""
+
+import asyncio
+import faulthandler
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from mode import Service
+from state.store import StateStore
+
+from pipeline.engine.options import EngineOptions
+from pipeline.engine.partitions import MAX_REQUEST_BYTES, Checkpointer, OwnedPartition, send_records
+from pipeline.engine.processor import DeadLetter, PartitionResult, Processor
+from pipeline.engine.stop import ExitCode, end_process
+
+FROZEN_SHARE = (
+    0.8  # of the session: a process that stood still for longer may have lost its partitions
+)
+
+
+class StreamService(Service):
+    """Everything between the agent and the commit.
+
+    Args:
+        app: The engine's app.
+        options: Engine options.
+        processor: Turns records into rows and outputs.
+        store: Keeps the rows.
+        on_checkpoint: Is told (rows, seconds) after each checkpoint.
+        at_stage: For crash tests: told every stage that is reached.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        options: EngineOptions,
+        processor: Processor,
+        store: StateStore,
+        *,
+        on_checkpoint: Callable[[int, float], None] = lambda rows, seconds: None,
+        at_stage: Callable[[str], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.app = app
+        self.options = options
+        self.processor = processor
+        self.store = store
+        self.partitions: dict[int, OwnedPartition] = {}
+        self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+        self.checkpointer = Checkpointer(
+            options,
+            processor,
+            store,
+            compute=self.compute,
+            disk=self.disk,
+            on_checkpoint=on_checkpoint,
+            at_stage=at_stage,
+        )
+        self._at_stage = at_stage
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._computing: asyncio.Queue[tuple[list[Any], asyncio.Future[list[PartitionResult]]]] = (
+            asyncio.Queue(1)
+        )
+        self._waiting_records = 0
+        self._room, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+        self._in_flight = 0
+        self._accepting = False
+        self._position: dict[tuple[int, Any], int] = {}
+        self._producer: AIOKafkaProducer | None = None
+        self.pulse = Pulse(options, self.has_work)
+        super().__init__(**kwargs)
+
+    async def on_start(self) -> None:
+        """Open the producer of the outputs and start watching the process's own pulse."""
+        self._producer = AIOKafkaProducer(
+            **self.options.kafka,
+            enable_idempotence=True,
+            max_batch_size=MAX_REQUEST_BYTES,
+            max_request_size=MAX_REQUEST_BYTES,
+        )
+        await self._producer.start()
+        self.pulse.start()
+
+    # --- intake
+
+    def has_work(self) -> bool:
+        """Tell whether records wait or are being worked on."""
+        return self._waiting_records > 0 or self._in_flight > 0
+
+    async def offer(self, event: Any) -> None:
+        """Take one chunk from the agent; waits while enough of them are queued.
+
+        A chunk that does not follow the one before it ends the process: the hole may never be acknowledged.
+        """
+        message, consumer = event.message, self.app.consumer
+        chunk, tp, epoch = message.chunk, message.tp, message.epoch
+        if epoch != consumer.epoch:
+            return
+        place = epoch, tp
+        expected = self._position.get(place, consumer.restarted_at[tp])
+        if chunk.start != expected:
+            end_process(
+                ExitCode.HOLE,
+                "%s partition %d: hole in the delivered offsets, chunk starts at %d, expected %d. Nothing of it was "
+                "acknowledged; start the worker again.",
+                tp.topic,
+                tp.partition,
+                chunk.start,
+                expected,
+            )
+        self._position[place] = chunk.next_offset
+        while self._waiting_records > 4 * self.options.batch_events and epoch == consumer.epoch:
+            self._room.clear()
+            await self._room.wait()
+        if epoch == consumer.epoch and self._accepting:
+            self._waiting_records += len(chunk)
+            self._inbox.put_nowait(event)
+
+    async def _gather(self) -> list[Any]:
+        events = [await self._inbox.get()]
+        size = len(events[0].message.chunk)
+        while size < self.options.batch_events and not self._inbox.empty():
+            events.append(self._inbox.get_nowait())
+            size += len(events[-1].message.chunk)
+        self._in_flight += 1
+        self._idle.clear()
+        self._waiting_records -= size
+        self._room.set()
+        return events
+
+    # --- micro-batches
+
+    @Service.task
+    async def _compute_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                gathered = await self._gather()
+                events = [event for event in gathered if self._is_current(event)]
+                if not events:
+                    self._finish_batch()
+                    continue
+                pairs = [(event.message.partition, event.message.chunk) for event in events]
+                future = loop.run_in_executor(self.compute, self.processor.process, pairs)
+                await self._computing.put((events, future))
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._end_by_bug()
+
+    @Service.task
+    async def _emit_batches(self) -> None:
+        try:
+            while True:
+                events, future = await self._computing.get()
+                results = await future
+                self._reach("computed")
+                await self._emit(events, results)
+                self._reach("sent")
+                self._finish_batch()
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._end_by_bug()
+
+    def _end_by_bug(self) -> None:
+        end_process(
+            ExitCode.BUG, "the pipeline failed; nothing of the batch is acknowledged", exc_info=True
+        )
+
+    def _is_current(self, event: Any) -> bool:
+        return bool(
+            self._accepting
+            and event.message.epoch == self.app.consumer.epoch
+            and self.is_usable(event.message.partition)
+        )
+
+    def _finish_batch(self) -> None:
+        self.pulse.progress()
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
+
+    async def _emit(self, events: Iterable[Any], results: Sequence[PartitionResult]) -> None:
+        """Send outputs and dead letters now; hand the chunks to the next checkpoint."""
+        assert self._producer is not None
+        self.pulse.check()  # a batch from before a freeze must not leave
+        chunks: dict[int, list[Any]] = {}
+        for event in events:
+            chunks.setdefault(event.message.partition, []).append(event)
+        for result in results:
+            part = self.partitions.get(result.partition)
+            if part is None or part.lost:
+                continue
+            sent = await send_records(
+                self._producer, self.options.output, part.number, result.outputs
+            )
+            part.confirmations.extend(future for future, _ in sent)
+            for letter in result.dead_letters:
+                part.confirmations.append(await self._send_dead_letter(letter))
+            part.events.extend(chunks[part.number])
+            part.moved_rows = result.moved_rows
+            if part.moved_rows >= self.options.checkpoint_max_rows:
+                part.calm.clear()
+                part.kick.set()
+        self.processor.sent(results, time.time())
+        for part in self.partitions.values():
+            while part.moved_rows >= 2 * self.options.checkpoint_max_rows and not part.lost:
+                await part.calm.wait()
+
+    async def _send_dead_letter(self, letter: DeadLetter) -> Any:
+        assert self._producer is not None
+        return await self._producer.send(
+            self.options.dead_letters, key=letter.key, value=letter.value, headers=letter.headers
+        )
+
+    def _reach(self, stage: str) -> None:
+        if self._at_stage is not None:
+            self._at_stage(stage)
+
+    # --- ownership
+
+    def is_usable(self, partition: int) -> bool:
+        """Tell whether the partition is owned and not lost."""
+        part = self.partitions.get(partition)
+        return part is not None and not part.lost
+
+    def add(self, part: OwnedPartition) -> None:
+        """Own a partition that was fenced and restored."""
+        self.partitions[part.number] = part
+        part.task = self.add_future(self.checkpointer.run(part))
+
+    async def keep_only(self, partitions: set[int]) -> None:
+        """Give up every other partition: its rows are forgotten, its store is closed."""
+        loop = asyncio.get_running_loop()
+        for number in [number for number in self.partitions if number not in partitions]:
+            part = self.partitions.pop(number)
+            part.lost = True
+            part.calm.set()
+            if part.task is not None:
+                part.task.cancel()
+            await loop.run_in_executor(self.compute, self.processor.forget, number)
+            await loop.run_in_executor(self.disk, self.store.close, number)
+            self.add_future(_stop_quietly(part.producer))
+
+    def open(self) -> None:
+        """Take chunks again, from the positions that the consumer was set to."""
+        self._position.clear()
+        self._accepting = True
+
+    async def drain(self) -> None:
+        """Drop what is not begun, finish what is, take one checkpoint; what is not done in time is abandoned."""
+        self._accepting = False
+        while not self._inbox.empty():
+            self._waiting_records -= len(self._inbox.get_nowait().message.chunk)
+        self._room.set()
+        try:
+            async with asyncio.timeout(self.options.drain_timeout_s):
+                await self._idle.wait()
+                await asyncio.gather(
+                    *[self.checkpointer.checkpoint(part) for part in self.partitions.values()]
+                )
+        except TimeoutError:
+            self.log.warning(
+                "work in flight took longer than %.1f s: abandoned, it is read again by the next owner",
+                self.options.drain_timeout_s,
+            )
+            for part in self.partitions.values():
+                part.lost = True
+                part.calm.set()
+
+    async def on_stop(self) -> None:
+        """Stop checkpoints and producers; the store is closed by whoever opened it."""
+        self.pulse.stop()
+        producers = [part.producer for part in self.partitions.values()]
+        for part in self.partitions.values():
+            part.lost = True
+            if part.task is not None:
+                part.task.cancel()
+        if self._producer is not None:
+            producers.append(self._producer)
+        await asyncio.gather(*[_stop_quietly(producer) for producer in producers])
+        self.compute.shutdown(wait=False)
+        self.disk.shutdown(wait=False)
+
+
+async def _stop_quietly(producer: AIOKafkaProducer, timeout_s: float = 2.0) -> None:
+    """Close a producer that has nothing left to send; a broker that is away must not hold the stop."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await producer.stop()
+    except Exception:
+        return
+
+
+class Pulse:
+    """Notices, from a thread of its own, that the process was frozen or makes no progress, and ends it.
+
+    A frozen process does not know that others took its partitions. Whoever runs first after the freeze sees the gap:
+    this thread, or the check before anything is sent.
+    """
+
+    period_s = 0.25
+
+    def __init__(self, options: EngineOptions, has_work: Callable[[], bool]) -> None:
+        self._frozen_s = FROZEN_SHARE * options.session_timeout_s
+        self._watchdog_s = options.watchdog_s
+        self._has_work = has_work
+        self._beat_s = self._progress_s = time.monotonic()
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin watching."""
+        self._beat_s = self._progress_s = time.monotonic()
+        threading.Thread(target=self._run, name="pulse", daemon=True).start()
+
+    def stop(self) -> None:
+        """End watching."""
+        self._stopped.set()
+
+    def progress(self) -> None:
+        """Note that a micro-batch was finished."""
+        self._progress_s = time.monotonic()
+
+    def check(self) -> None:
+        """End the process if it stood still for so long that its partitions may have new owners."""
+        gap_s = time.monotonic() - self._beat_s
+        if gap_s > self._frozen_s:
+            end_process(
+                ExitCode.FROZEN,
+                "the process stood still for %.1f s (limit %.1f s): others may own its partitions. Nothing is lost: start "
+                "it again.",
+                gap_s,
+                self._frozen_s,
+            )
+
+    def seconds_without_progress(self) -> float:
+        """Seconds since work that waits was last finished; 0 while nothing waits."""
+        return time.monotonic() - self._progress_s if self._has_work() else 0.0
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self.period_s):
+            self.check()
+            self._beat_s = time.monotonic()
+            if not self._has_work():
+                self._progress_s = self._beat_s
+            elif self._beat_s - self._progress_s > self._watchdog_s:
+                faulthandler.dump_traceback(all_threads=True)
+                end_process(
+                    ExitCode.STALLED,
+                    "records wait and none was finished for %.0f s; the stacks of all threads are above",
+                    self._watchdog_s,
+                )

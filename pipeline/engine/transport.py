@@ -1,0 +1,308 @@
+"""Faust's Kafka transport with chunks instead of records, positions that cannot skip, and a bounded stop.
+
+Chosen by the URL scheme `lrurec://` of the broker. What stock Faust does at these seams, and why it loses
+events there, is listed in `compat.FAULTS`; each override names the entry it answers.
+"""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from aiokafka.errors import ConsumerStoppedError
+from faust.transport.consumer import ensure_TP
+from faust.transport.drivers import TRANSPORTS
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from pipeline.engine.chunks import Chunk, fetch_chunks
+from pipeline.engine.stop import ExitCode, end_process
+
+SCHEME = "lrurec"
+
+
+def register() -> None:
+    """Make Faust find this transport under `lrurec://`."""
+    TRANSPORTS.aliases[SCHEME] = "pipeline.engine.transport:Transport"
+
+
+class ChunkMessage(ConsumerMessage):
+    """One chunk as the message Faust carries; `offset` is the chunk's last, so stock bookkeeping holds."""
+
+    __slots__ = ("chunk", "epoch")
+
+    chunk: Chunk
+    epoch: int
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Faust's consumer thread; fetches chunks and can be woken."""
+
+    _waiter: asyncio.Future[None] | None = None
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        options = self.app.engine_options
+        consumer._fetch_max_wait_ms = options.fetch_max_wait_ms  # stock hard-codes 1500
+        consumer._fetch_min_bytes = options.fetch_min_bytes
+        return consumer
+
+    async def _fetch_records(
+        self,
+        consumer: Any,
+        active_partitions: Any,
+        timeout: float | None = None,
+        max_records: int | None = None,
+    ) -> dict[Any, list[Chunk]]:
+        fetcher = consumer._fetcher
+        if not self.consumer.flow_active:
+            return {}
+        if consumer._closed or fetcher._closed:
+            raise ConsumerStoppedError
+        with fetcher._subscriptions.fetch_context():
+            return await fetch_chunks(
+                fetcher,
+                active_partitions,
+                timeout or 0.0,
+                self.app.engine_options.max_chunk_records,
+                flowing=lambda: self.consumer.flow_active,
+                on_wait=self._note_waiter,
+            )
+
+    def _note_waiter(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = waiter
+
+    def wake(self) -> None:
+        """End a running wait for records now. Called in the thread's own loop."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def seek_sources(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Seek every partition to its committed offset, or to its beginning where none is committed.
+
+        One request for all (aiokafka's own `seek_to_committed` sends one per partition).
+        """
+        consumer = self._ensure_consumer()
+        wanted = [driver.ensure_aiokafka_TP(tp) for tp in tps]
+        if not wanted:
+            return {}
+        committed = await consumer._coordinator.fetch_committed_offsets(wanted)
+        beginnings = await consumer.beginning_offsets(wanted)
+        offsets = {}
+        for tp, beginning in beginnings.items():
+            offset = committed[tp].offset if tp in committed else -1
+            if 0 <= offset < beginning:
+                end_process(
+                    ExitCode.HOLE,
+                    "%s partition %d: offset %d is the next to read, but the topic now starts at %d: the records between "
+                    "were deleted before they were read. Restore them, or accept the loss with "
+                    "kafka-consumer-groups --reset-offsets --to-earliest, then start again.",
+                    tp.topic,
+                    tp.partition,
+                    offset,
+                    beginning,
+                )
+            offsets[tp] = offset if offset >= 0 else beginning
+            consumer.seek(tp, offsets[tp])
+        return {ensure_TP(tp): offset for tp, offset in offsets.items()}
+
+
+class Consumer(driver.Consumer):
+    """Faust's consumer where every message is a chunk.
+
+    Attributes:
+        epoch: Grows whenever what was fetched before must not be used any more.
+        fetching: How many fetches are under way.
+        restarted_at: Per partition, where reading began after the last seek.
+    """
+
+    epoch: int = 0
+    fetching: int = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._inflight: defaultdict[TP, deque[ChunkMessage]] = defaultdict(
+            deque
+        )  # in order of delivery
+        self._expected: dict[TP, int] = {}  # where the next chunk has to start
+        self.restarted_at: dict[TP, int] = {}
+        self._room = asyncio.Event()
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    # --- delivery (faults: holes-after-rebalance, live-active-set)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ChunkMessage]]:
+        """Yield fetched chunks; one that does not follow the one before it is read again from there."""
+        records, _ = await self._wait_next_records(timeout)
+        epoch, acks_enabled_for = self.epoch, self.app.topics.acks_enabled_for
+        if not records or self.should_stop:
+            return
+        for tp, chunk in self.scheduler.iterate(records):
+            if not self.flow_active or epoch != self.epoch:
+                return
+            if not acks_enabled_for(tp.topic) or tp in self._paused_partitions:
+                continue
+            expected = self._expected.get(tp)
+            if expected is not None and expected != chunk.start:
+                self.log.warning(
+                    "%r: chunk at %d, expected %d: seek back", tp, chunk.start, expected
+                )
+                await driver.Consumer.seek(self, tp, expected)
+                continue
+            self._expected[tp] = chunk.next_offset
+            message = self._to_message(tp, chunk)
+            message.epoch = epoch
+            self._inflight[tp].append(message)
+            yield tp, message
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+        epoch = self.epoch
+        self.fetching += 1
+        try:
+            records = await super()._getmany(active_partitions, timeout)
+        finally:
+            self.fetching -= 1
+        return records if epoch == self.epoch else {}
+
+    def _to_message(self, tp: TP, chunk: Chunk) -> ChunkMessage:
+        first = chunk.records[0]
+        message = ChunkMessage(
+            tp.topic,
+            tp.partition,
+            chunk.last_offset,
+            first.timestamp / 1000,
+            first.timestamp_type,
+            (),
+            None,
+            b"",
+            None,
+            0,
+            0,
+            tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+        message.chunk = chunk
+        return message
+
+    async def _wait_next_records(self, timeout: float) -> Any:
+        # Stock sleeps a whole second when no partition is active: a moved partition would stall that long.
+        while self.flow_active and not self.should_stop and not self._get_active_partitions():
+            self._room.clear()
+            await self.wait_first(self._room.wait(), self.suspend_flow.wait(), timeout=1.0)
+        return await super()._wait_next_records(timeout)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """Deliver the partition again."""
+        super().on_buffer_drop(tp)
+        self._room.set()
+
+    def stop_flow(self) -> None:
+        """Deliver nothing more; what is being fetched now is dropped when it arrives."""
+        super().stop_flow()
+        self.epoch += 1
+        self._wake_thread()
+
+    def resume_partitions(self, tps: Iterable[TP]) -> None:
+        """Deliver these partitions, at once."""
+        super().resume_partitions(tps)
+        self._room.set()
+        self._wake_thread()
+
+    def _wake_thread(self) -> None:
+        if self._thread.thread_loop is not None and self._thread.thread_loop.is_running():
+            self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
+
+    # --- positions and commits (faults: gap-commit, commit-past-unacked)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Book nothing: a chunk knows the offset behind it, and a hole is never processed."""
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> list[TP]:
+        return [tp for tp in self._inflight if topics is None or tp in topics or tp.topic in topics]
+
+    def _new_offset(self, tp: TP) -> int | None:
+        """Return the offset behind the longest acknowledged run of chunks, counted from the oldest in flight."""
+        waiting, offset = self._inflight[tp], None
+        while waiting and waiting[0].acked:
+            offset = waiting.popleft().chunk.next_offset
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+        return offset
+
+    async def seek(self, partition: TP, offset: int) -> None:
+        """Read the partition from the offset on."""
+        await super().seek(partition, offset)
+        self._restart_at({partition: offset})
+
+    async def perform_seek(self) -> None:
+        """Seek every source partition to what is committed; everything behind it will be read again."""
+        tps = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
+        offsets = await self._thread.call_thread(self._thread.seek_sources, tps)
+        for tp, offset in offsets.items():
+            self._read_offset[tp] = offset or None
+            self._committed_offset[tp] = offset or None
+        self._restart_at(offsets)
+
+    def _restart_at(self, offsets: Mapping[Any, int]) -> None:
+        for any_tp, offset in offsets.items():
+            tp = ensure_TP(any_tp)
+            self._inflight.pop(tp, None)
+            self._expected[tp] = self.restarted_at[tp] = offset
+
+    # --- rebalance and stop (faults: stop-in-rebalance)
+
+    async def wait_empty(self) -> None:
+        """Take a last checkpoint, then commit what it covers.
+
+        Twice, because a commit that meets a running one returns without having committed anything.
+        """
+        await self.app.stream_service.drain()
+        await self.commit()
+        await self.commit()
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Finish or abandon the work in flight, then forget the partitions."""
+        await super().on_partitions_revoked(revoked)
+        for tp in revoked:
+            self._inflight.pop(tp, None)
+            self._expected.pop(tp, None)
+
+    async def threadsafe_partitions_revoked(self, receiver_loop: Any, revoked: set[TP]) -> None:
+        """Run `on_partitions_revoked` in the main loop."""
+        await self._in_main_loop(receiver_loop, self.on_partitions_revoked, revoked)
+
+    async def threadsafe_partitions_assigned(
+        self, receiver_loop: Any, assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        """Run `on_partitions_assigned` in the main loop."""
+        await self._in_main_loop(
+            receiver_loop, self.on_partitions_assigned, assigned, generation_id
+        )
+
+    async def _in_main_loop(
+        self, loop: Any, callback: Callable[..., Awaitable[None]], *args: Any
+    ) -> None:
+        """Like stock, but the consumer thread does not wait for a main loop that is shutting down."""
+        if self.app.should_stop:
+            return
+        promise = await self._method_queue.call(loop.create_future(), callback, *args)
+        while not promise.done() and not self.app.should_stop:
+            await asyncio.wait([promise], timeout=0.05)
+
+
+class Producer(driver.Producer):
+    """Faust's producer; the engine sends nothing through it."""
+
+    async def flush(self) -> None:
+        """Wait for nothing: every output is confirmed before its chunk is acknowledged."""
+
+
+class Transport(driver.Transport):
+    """The transport behind `lrurec://host:port`."""
+
+    Consumer: ClassVar[type[Consumer]] = Consumer
+    Producer: ClassVar[type[Producer]] = Producer
+    default_port = 9092

@@ -1,0 +1,207 @@
+"""Rows in use: heads on the host, hidden states as one tensor on the device.
+
+A row enters from the store when its user shows up and stays until the space is needed. What moved is written
+through by checkpoints: until a snapshot is settled (changelog and store have it) a row is never dropped, since
+the store's copy is older. One thread uses this.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from state.row import Heads, RowLayout
+from state.store import StateStore
+
+EVICTED_SHARE = 0.1  # of the capacity at once: eviction looks at every row, so it is done rarely
+
+Slots = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotToken:
+    """Which slots a snapshot holds, and of which life of the partition."""
+
+    slots: Slots
+    life: int
+
+
+class HotRows:
+    """Slots for rows, found by partition and user key.
+
+    Args:
+        layout: Sizes of the rows.
+        capacity: Rows to hold; exceeded only while more rows than that are moved and not settled.
+        device: Where hidden states live.
+        store: Where missing rows are read from.
+        on_damaged: Is told (partition, user key) of a row whose bytes are damaged; must not return.
+
+    Attributes:
+        heads: (capacity,) structured array; entry i belongs to slot i.
+        hidden: complex64 (capacity, blocks, channels) on the device.
+        hits: Rows that were here when asked for.
+        misses: Rows that had to be read.
+    """
+
+    def __init__(
+        self,
+        layout: RowLayout,
+        capacity: int,
+        device: torch.device,
+        store: StateStore,
+        on_damaged: Callable[[int, bytes], None],
+    ) -> None:
+        self.layout = layout
+        self.heads: Heads = layout.new_heads(capacity)
+        self.hidden = _zero_states(layout, capacity, device)
+        self.hits = self.misses = 0
+        self._store = store
+        self._on_damaged = on_damaged
+        self._slots: dict[int, dict[bytes, int]] = {}  # partition -> key -> slot
+        self._keys: list[bytes] = [b""] * capacity
+        self._partition = np.full(capacity, -1, np.int64)
+        self._used_at = np.zeros(capacity, np.int64)
+        self._moved = np.zeros(capacity, np.bool_)
+        self._unsettled = np.zeros(capacity, np.int64)
+        self._moved_rows: dict[int, int] = {}
+        self._lives: dict[int, int] = {}
+        self._free: list[int] = list(range(capacity - 1, -1, -1))
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._keys) - len(self._free)
+
+    def tick(self) -> None:
+        """Begin a micro-batch: rows asked for from here on are the most recently used."""
+        self._clock += 1
+
+    def find(self, partition: int, keys: Sequence[bytes]) -> Slots:
+        """Return the slot of each user, reading what is missing from the store.
+
+        Args:
+            partition: Of the users.
+            keys: Distinct user keys.
+        """
+        known = self._slots.setdefault(partition, {})
+        slots = np.array([known.get(key, -1) for key in keys], np.int64)
+        self._used_at[slots[slots >= 0]] = self._clock  # before anything is evicted
+        missing = np.flatnonzero(slots < 0)
+        self.hits += len(keys) - len(missing)
+        if len(missing):
+            self.misses += len(missing)
+            slots[missing] = self._load(partition, [keys[i] for i in missing.tolist()])
+        return slots
+
+    def mark_moved(self, partition: int, slots: Slots) -> None:
+        """Note that these rows differ from what the last snapshot holds."""
+        fresh = int(np.count_nonzero(~self._moved[slots]))
+        self._moved[slots] = True
+        self._moved_rows[partition] = self._moved_rows.get(partition, 0) + fresh
+
+    def moved_rows(self, partition: int) -> int:
+        """Return how many rows of the partition no snapshot has taken yet."""
+        return self._moved_rows.get(partition, 0)
+
+    def snapshot(self, partition: int) -> tuple[list[tuple[bytes, bytes]], SnapshotToken]:
+        """Return the moved rows as (key, row) pairs; only here do hidden states leave the device."""
+        slots = np.flatnonzero(self._moved & (self._partition == partition))
+        self._moved[slots] = False
+        self._moved_rows[partition] = 0
+        self._unsettled[slots] += 1
+        hidden = self.hidden[torch.from_numpy(slots).to(self.hidden.device)].cpu().numpy()
+        rows = self.layout.encode(self.heads[slots], hidden)
+        keys = self._keys
+        token = SnapshotToken(slots, self._lives.get(partition, 0))
+        return [(keys[slot], row) for slot, row in zip(slots.tolist(), rows, strict=True)], token
+
+    def settled(self, partition: int, token: SnapshotToken) -> None:
+        """Note that the store holds the snapshot's rows."""
+        if token.life == self._lives.get(partition, 0):
+            self._unsettled[token.slots] -= 1
+
+    def forget(self, partition: int) -> None:
+        """Drop every row of the partition, moved or not; snapshots of before are ignored when they settle."""
+        self._lives[partition] = self._lives.get(partition, 0) + 1
+        slots = np.flatnonzero(self._partition == partition)
+        self._release(slots)
+        self._slots.pop(partition, None)
+        self._moved_rows.pop(partition, None)
+
+    def relayout(self, layout: RowLayout) -> None:
+        """Go over to rows of other sizes: rings are kept as far as they fit, hidden states are not.
+
+        Moved rows stay moved, so the next snapshot writes them in the new layout.
+        """
+        heads = layout.convert_heads(self.heads)
+        self.hidden = _zero_states(layout, len(heads), self.hidden.device)
+        self.heads, self.layout = heads, layout
+
+    # --- inside
+
+    def _load(self, partition: int, keys: list[bytes]) -> Slots:
+        slots = self._take(len(keys))
+        found = self._store.get(partition, keys)
+        present = [i for i, row in enumerate(found) if row is not None]
+        self.heads[slots] = self.layout.new_heads(len(keys))
+        self.hidden[torch.from_numpy(slots).to(self.hidden.device)] = 0
+        if present:
+            decoded = self.layout.decode([row for row in found if row is not None])
+            for i in np.flatnonzero(decoded.damaged).tolist():
+                self._on_damaged(partition, keys[present[i]])
+            at = slots[present]
+            self.heads[at] = decoded.heads
+            index = torch.from_numpy(at).to(self.hidden.device)
+            self.hidden[index] = torch.from_numpy(decoded.hidden).to(self.hidden.device)
+        known = self._slots[partition]
+        for key, slot in zip(keys, slots.tolist(), strict=True):
+            known[key] = slot
+            self._keys[slot] = key
+        self._partition[slots] = partition
+        self._used_at[slots] = self._clock
+        return slots
+
+    def _take(self, n: int) -> Slots:
+        if len(self._free) < n:
+            self._evict(max(n, int(EVICTED_SHARE * len(self._keys))))
+        if len(self._free) < n:
+            self._grow(n)
+        taken = self._free[-n:]
+        del self._free[-n:]
+        return np.array(taken, np.int64)
+
+    def _evict(self, n: int) -> None:
+        """Drop up to n rows, longest unused first, of those that the store holds and this batch does not use."""
+        idle = (self._partition >= 0) & ~self._moved & (self._unsettled == 0)
+        slots = np.flatnonzero(idle & (self._used_at < self._clock))
+        if len(slots) > n:
+            slots = slots[np.argpartition(self._used_at[slots], n)[:n]]
+        for slot in slots.tolist():
+            del self._slots[int(self._partition[slot])][self._keys[slot]]
+        self._release(slots)
+
+    def _release(self, slots: Slots) -> None:
+        self._partition[slots] = -1
+        self._moved[slots] = False
+        self._unsettled[slots] = 0
+        for slot in slots.tolist():
+            self._keys[slot] = b""
+        self._free.extend(slots.tolist())
+
+    def _grow(self, n: int) -> None:
+        old = len(self._keys)
+        more = max(n, old)
+        self.heads = np.concatenate([self.heads, self.layout.new_heads(more)])
+        self.hidden = torch.cat([self.hidden, _zero_states(self.layout, more, self.hidden.device)])
+        self._keys.extend([b""] * more)
+        self._partition = np.concatenate([self._partition, np.full(more, -1, np.int64)])
+        self._used_at = np.concatenate([self._used_at, np.zeros(more, np.int64)])
+        self._moved = np.concatenate([self._moved, np.zeros(more, np.bool_)])
+        self._unsettled = np.concatenate([self._unsettled, np.zeros(more, np.int64)])
+        self._free.extend(range(old + more - 1, old - 1, -1))
+
+
+def _zero_states(layout: RowLayout, n: int, device: torch.device) -> Tensor:
+    return torch.zeros((n, layout.blocks, layout.channels), dtype=torch.complex64, device=device)
