@@ -22,6 +22,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from models.config import ModelConfig, TrainingConfig
 from pipeline.environment import environment_flags, flag_name, settings_fields
 from pipeline.errors import SettingsInvalid
 
@@ -319,12 +320,8 @@ class WorkerSettings:
             },
         )
         _check(self.hot_rows >= 0, "worker.hot_rows", "at least 0", self.hot_rows)
-        _check_device("worker.device", self.device)
-
-
-def _check_device(name: str, device: str) -> None:
-    legal = re.fullmatch(r"auto|cpu|cuda(:\d+)?", device)
-    _check(bool(legal), name, "auto, cpu, cuda or cuda:N", device)
+        legal = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        _check(bool(legal), "worker.device", "auto, cpu, cuda or cuda:N", self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,10 +361,28 @@ class ModelSettings:
     """Share of activations dropped in training, behind the linear recurrent unit."""
 
     def __post_init__(self) -> None:
-        sizes = ("hidden_size", "n_blocks", "max_length")
-        _check_positive("model", {name: getattr(self, name) for name in sizes})
-        for name in ("dropout", "lru_dropout"):
-            _check(0 <= getattr(self, name) < 1, f"model.{name}", "in [0, 1)", getattr(self, name))
+        try:
+            self.config(n_items=1)
+        except ValueError as error:
+            msg = f"model.{error}"
+            raise SettingsInvalid(msg) from error
+
+    @property
+    def state_size(self) -> int:
+        """Complex channels of one block's state."""
+        return 2 * self.hidden_size
+
+    def config(self, n_items: int) -> ModelConfig:
+        """Return the configuration of a model of this shape for a vocabulary of n_items."""
+        return ModelConfig(
+            n_items=n_items,
+            hidden_size=self.hidden_size,
+            state_size=self.state_size,
+            n_blocks=self.n_blocks,
+            max_length=self.max_length,
+            dropout=self.dropout,
+            lru_dropout=self.lru_dropout,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,6 +468,7 @@ class Settings:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     recommend: RecommendSettings = field(default_factory=RecommendSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
