@@ -198,11 +198,10 @@ class RowLayout:
         kept = min(self.recommended, others["recommended"].shape[1])
         heads["recommended"][:, :kept] = others["recommended"][:, :kept]
         kept = min(self.ring, others["ring"].shape[1])
-        events = others["event_count"][:, None] - np.arange(1, kept + 1)  # newest first
-        user, age = np.nonzero(events >= 0)
-        event = events[user, age]
-        heads["ring"][user, event % self.ring] = others["ring"][
-            user, event % others["ring"].shape[1]
+        events = others["event_count"][:, None] - np.arange(1, kept + 1)  # before the first: 0
+        user = np.arange(len(others))[:, None]
+        heads["ring"][user, events % self.ring] = others["ring"][
+            user, events % others["ring"].shape[1]
         ]
         return heads
 
@@ -252,9 +251,9 @@ def append_items(
     size = heads["ring"].shape[1]
     event_counts = heads["event_count"][users]
     nth = np.arange(len(order)) - np.repeat(starts, counts)  # of its head's events here
-    kept = nth >= np.repeat(counts - size, counts)
     slots = (np.repeat(event_counts, counts) + nth) % size
-    heads["ring"][rows_index[order][kept], slots[kept]] = items[order][kept]
+    # Of the events that meet in one slot numpy leaves the last.
+    heads["ring"][rows_index[order], slots] = items[order]
     heads["event_count"][users] = event_counts + counts
 
 
