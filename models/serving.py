@@ -31,7 +31,7 @@ from models.shapes import (
 )
 from models.top_k import top_k
 
-MAX_ROWS = 16_384
+MAX_ROWS = 8192
 """Events that `ServingModel.advance` takes through the blocks at once, unless one step has more."""
 
 
@@ -168,9 +168,10 @@ class ServingModel:
                 u = block.inputs(x)
                 carry = new_state[: batch_sizes[0], index]
                 steps = torch.split(u, batch_sizes)
-                for rows, continuing in zip(steps, [*batch_sizes[1:], 0], strict=True):
-                    rows.addcmul_(block.lam, carry[: rows.shape[0]])
-                    new_state[continuing : rows.shape[0], index] = rows[continuing:]
+                for rows, now, later in zip(steps, batch_sizes, [*batch_sizes[1:], 0], strict=True):
+                    rows.addcmul_(block.lam, carry[:now])
+                    if later < now:
+                        new_state[later:now, index] = rows[later:]
                     carry = rows
                 x = block.read(u, x)
             outputs.append(x)
