@@ -25,6 +25,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from models.config import ModelConfig, TrainingConfig
 from pipeline.environment import environment_flags, flag_name, settings_fields
 from pipeline.errors import SettingsInvalid
+from state.rocks import RocksOptions
 
 CommandT = TypeVar("CommandT")
 
@@ -445,7 +446,7 @@ class BrokerSettings:
     """Address that it listens on."""
 
     port: int = 29092
-    """Port that clients reach it at."""
+    """Port that clients reach it at; 0: any that is free."""
 
     heap_mib: int = 512
     """Memory of its Java heap, in MiB."""
@@ -470,6 +471,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    store: RocksOptions = field(default_factory=RocksOptions)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
     broker: BrokerSettings = field(default_factory=BrokerSettings)

@@ -74,6 +74,7 @@ class OwnedPartition:
         events: Faust events whose chunks wait for a checkpoint, in order.
         confirmations: Futures of their outputs and dead letters.
         moved_rows: Rows that no snapshot has taken yet.
+        next_offset: Source offset behind what was answered; None before the first answer.
         lost: Another worker may own it: nothing of it may be sent or acknowledged.
     """
 
@@ -82,6 +83,7 @@ class OwnedPartition:
     events: list[Any] = field(default_factory=list)
     confirmations: list[Awaitable[Any]] = field(default_factory=list)
     moved_rows: int = 0
+    next_offset: int | None = None
     lost: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     kick: asyncio.Event = field(default_factory=asyncio.Event)

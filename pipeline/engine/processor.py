@@ -53,7 +53,7 @@ class Snapshot:
 
 
 class Processor(Protocol):
-    """Moves states and makes outputs. Every method runs in one thread, one call at a time, in this order.
+    """Moves states and makes outputs. All but `sent` run in one thread, one call at a time.
 
     Rows live with the processor until `settled`: only then does the store have them.
     """
@@ -63,6 +63,9 @@ class Processor(Protocol):
 
         Delivery is at least once: a record at or below the offset that a user's row reflects changes nothing,
         but its user still gets an output (the one before may never have left).
+
+        Returns:
+            One result for every partition that a chunk came from, also where it holds nothing.
         """
         ...
 
@@ -78,6 +81,9 @@ class Processor(Protocol):
         """Drop everything held of a partition: it may have other owners from here on."""
         ...
 
-    def sent(self, results: Sequence[PartitionResult], now_s: float) -> None:
-        """Note that these outputs were handed to the producer (`now_s`: seconds since 1970)."""
+    def sent(self, now_s: float) -> None:
+        """Note that the outputs of the oldest unsent batch left at `now_s` (seconds since 1970).
+
+        Called in the event loop.
+        """
         ...

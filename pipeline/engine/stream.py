@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from faust.types import TP
 from mode import Service
 from state.store import StateStore
 
@@ -209,11 +210,12 @@ class StreamService(Service):
             for letter in result.dead_letters:
                 part.confirmations.append(await self._send_dead_letter(letter))
             part.events.extend(chunks[part.number])
+            part.next_offset = chunks[part.number][-1].message.chunk.next_offset
             part.moved_rows = result.moved_rows
             if part.moved_rows >= self.options.checkpoint_max_rows:
                 part.calm.clear()
                 part.kick.set()
-        self.processor.sent(results, time.time())
+        self.processor.sent(time.time())
         for part in self.partitions.values():
             while part.moved_rows >= 2 * self.options.checkpoint_max_rows and not part.lost:
                 await part.calm.wait()
@@ -227,6 +229,19 @@ class StreamService(Service):
     def _reach(self, stage: str) -> None:
         if self._at_stage is not None:
             self._at_stage(stage)
+
+    def lags(self) -> dict[int, int]:
+        """Return, per owned partition, how many source offsets lie behind what was answered."""
+        consumer, lags = self.app.consumer, {}
+        for number, part in self.partitions.items():
+            tp = TP(self.options.source, number)
+            end = consumer.highwater(tp) if tp in consumer.assignment() else None
+            position = part.next_offset
+            if position is None:
+                position = consumer.restarted_at.get(tp)
+            if end is not None and position is not None:
+                lags[number] = max(0, end - position)
+        return lags
 
     # --- ownership
 

@@ -1,0 +1,146 @@
+"""`lrurec <command> ...`, also `python -m pipeline <command> ...`: the outermost frame.
+
+Exit codes: 0 done; 1 an error that the one line on stderr explains; 2 wrong arguments or settings;
+70 a bug, with its traceback; 130 Ctrl-C; 141 nobody reads stdout any more; 143 told to end. A worker
+that had to stop itself exits with codes of its own, see `pipeline.engine.stop`.
+"""
+
+import difflib
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+from models.errors import ModelError
+from pipeline.errors import PipelineError, SettingsInvalid
+from pipeline.log import configure_logging
+from pipeline.settings import parse_command
+from state.errors import StateError
+
+logger = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """A command: its module, with `Command` (a dataclass) and `run(command) -> int`, and its help.
+
+    Modules are imported when their command is called: most need torch or a Kafka client, some not.
+    """
+
+    module: str
+    help: str
+
+
+COMMANDS: Mapping[str, Entry] = {
+    "demo": Entry("pipeline.commands.demo", "the whole loop on bundled or given data"),
+    "broker": Entry("pipeline.commands.broker", "start, stop or look at the local Kafka"),
+    "topics": Entry("pipeline.commands.topics", "create or check the topics"),
+    "worker": Entry("pipeline.commands.worker", "the stream: events in, recommendations out"),
+    "replay": Entry("pipeline.commands.replay", "send a file of interactions into the topic"),
+    "train": Entry("pipeline.commands.train", "train on the topic, release and announce"),
+    "trainer": Entry("pipeline.commands.trainer", "train again and again, as events come in"),
+    "evaluate": Entry("pipeline.commands.evaluate", "rank by the published protocol on a file"),
+    "import-checkpoint": Entry(
+        "pipeline.commands.import_checkpoint", "make a release of the authors' checkpoint"
+    ),
+    "score": Entry("pipeline.commands.score", "one answer offline, by scan and by steps"),
+    "verify": Entry("pipeline.commands.verify", "hold every state against the log"),
+    "watch": Entry("pipeline.commands.watch", "follow recommendations with titles"),
+    "bench": Entry("pipeline.commands.bench", "measure this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None, commands: Mapping[str, Entry] = COMMANDS) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: The arguments; None: those of this process, which then also answers SIGTERM by
+            unwinding, so that what a command started is stopped with it.
+        commands: The commands there are.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        signal.signal(signal.SIGTERM, _unwind)
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(_usage(commands))
+        return 0
+    name, *arguments = argv
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see lrurec --help"
+        print(f"lrurec: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    prog = f"lrurec {name}"
+    try:
+        return _run(commands[name], arguments, prog)
+    except SettingsInvalid as error:
+        return _fail(prog, error, 2)
+    except (PipelineError, ModelError, StateError) as error:
+        return _fail(prog, error, 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError as error:
+        if _stdout_is_open():
+            return _fail_by_bug(prog, error)
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        return _fail_by_bug(prog, error)
+
+
+def _run(entry: Entry, arguments: Sequence[str], prog: str) -> int:
+    module = importlib.import_module(entry.module)
+    try:
+        command = parse_command(module.Command, arguments, prog=prog)
+    except SystemExit as exit_:  # help was asked for, or arguments were wrong and are explained
+        return int(exit_.code or 0)
+    configure_logging(command.settings.log)
+    code: int = module.run(command)
+    return code
+
+
+def _usage(commands: Mapping[str, Entry]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {entry.help}" for name, entry in commands.items()]
+    return "\n".join(
+        [
+            "usage: lrurec COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "lrurec COMMAND --help lists a command's options and every setting.",
+            "A setting may also come from the environment: --log.level is LRUREC_LOG__LEVEL.",
+        ]
+    )
+
+
+def _fail(prog: str, error: Exception, code: int) -> int:
+    logger.debug("where it came from", exc_info=error)
+    print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _fail_by_bug(prog: str, error: Exception) -> int:
+    traceback.print_exception(error)
+    print(f"{prog}: this is a bug in the program, please report it", file=sys.stderr)
+    return 70
+
+
+def _stdout_is_open() -> bool:
+    """Tell whether stdout still has a reader; if not, let nothing more be written to it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _unwind(_signal: int, _frame: object) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The log: one handler on stderr, lines for people or JSON, repeated lines held back.
+
+Called once, by `__main__`. INFO is what an operator acts on or dates by; nothing per event stands
+above DEBUG. No line holds user content.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TextIO
+
+from pipeline.settings import LogSettings
+
+REPEATS = 5  # lines from one place in the code ...
+REPEAT_WINDOW_S = 10.0  # ... in so much time; a broker away for 10 s makes thousands
+FOREIGN = ("aiokafka", "asyncio", "faust", "kafka", "mode")
+
+
+class RepeatFilter(logging.Filter):
+    """Lets a few lines a window through from each place in the code and counts the rest.
+
+    The count of what was held back comes with the next line from that place, as its attribute
+    `held_back`. Errors with a traceback count like the others: the first ones show it.
+    """
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock_s = clock_s
+        self._windows: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the line may be written."""
+        place, now_s = (record.pathname, record.lineno), self._clock_s()
+        start_s, lines = self._windows.get(place, (now_s, 0))
+        if now_s - start_s >= REPEAT_WINDOW_S:
+            if lines > REPEATS:
+                record.held_back = lines - REPEATS
+            start_s, lines = now_s, 0
+        self._windows[place] = (start_s, lines + 1)
+        return lines < REPEATS
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO pipeline.app: message`, with a traceback below if any."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Return the time in UTC, ISO 8601."""
+        return _moment(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the line, with the number of its like that were held back."""
+        held_back = getattr(record, "held_back", 0)
+        return super().formatMessage(record) + (f" (+{held_back} like it)" if held_back else "")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message; held_back and exception if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON."""
+        line = {
+            "time": _moment(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if held_back := getattr(record, "held_back", 0):
+            line["held_back"] = held_back
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _moment(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Send the log of this process to a stream (None: stderr); a second call replaces the first.
+
+    Kafka's clients and Faust speak up from WARNING on only, at level DEBUG from INFO on.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    handler.addFilter(RepeatFilter())
+    logging.basicConfig(level=settings.level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for name in FOREIGN:
+        least = logging.INFO if settings.level == "DEBUG" else logging.WARNING
+        logging.getLogger(name).setLevel(max(least, logging.getLevelName(settings.level)))

@@ -1,0 +1,127 @@
+"""A release made ready to serve, and the place where the next one waits for its turn."""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.release import Release, load_serving
+from models.serving import ServingModel
+from pipeline.errors import SwapRejected
+from state.row import RowLayout
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Everything that has to change together when a release does.
+
+    Attributes:
+        release: Vocabulary, version and identity of the weights.
+        serving: The folded weights on their device.
+        index_of: Item id to index in the vocabulary.
+        item_json: Per index the beginning of a recommended item in JSON, up to the score.
+        layout: Sizes of the state rows under this release.
+        top_k: Items in a recommendation.
+    """
+
+    release: Release
+    serving: ServingModel
+    index_of: dict[str, int]
+    item_json: list[str]
+    layout: RowLayout
+    top_k: int
+
+    @property
+    def version(self) -> int:
+        """The release's version."""
+        return self.release.version
+
+    @property
+    def weights_id(self) -> int:
+        """Identity of weights, vocabulary and configuration together."""
+        return self.release.weights_id
+
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """uint64 (n_items + 1,): item hash of each index."""
+        return self.release.vocabulary.hashes
+
+    @cached_property
+    def cold_start(self) -> Tensor:
+        """float32 (d,): the output of a user without history."""
+        return self.serving.cold_start()
+
+
+def prepare(release: Release, *, device: str, top_k: int, ring: int | None) -> ServedModel:
+    """Load a release for serving and try it once.
+
+    Args:
+        release: As read, with its digests verified.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        top_k: Items in a recommendation.
+        ring: Items that a state row remembers; None: the release's window.
+
+    Raises:
+        SwapRejected: The weights give scores that are not finite.
+        models.errors.ReleaseError: The release is damaged or of another format.
+    """
+    config = release.config
+    serving = load_serving(release, choose_device(device))
+    vocabulary = release.vocabulary
+    layout = RowLayout(
+        ring=ring or config.max_length, recommended=top_k, blocks=config.n_blocks, channels=config.state_size
+    )
+    model = ServedModel(
+        release=release,
+        serving=serving,
+        index_of={item_id: i + 1 for i, item_id in enumerate(vocabulary.item_ids)},
+        item_json=["", *map(item_json, vocabulary.item_ids)],
+        layout=layout,
+        top_k=top_k,
+    )
+    items = torch.ones(1, dtype=torch.int64, device=serving.device)
+    _, outputs = serving.advance(serving.init_state(1), items, torch.ones(1, dtype=torch.int64))
+    scores = serving.scores(torch.cat([outputs, model.cold_start[None]]))
+    if not bool(torch.isfinite(scores[:, 1:]).all()):
+        msg = f"release {release.version} at {release.path}: expected finite scores, got some that are not"
+        raise SwapRejected(msg)
+    return model
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def item_json(item_id: str) -> str:
+    """Return the beginning of a recommended item in JSON, up to its score."""
+    return f'{{"item_id":{msgspec.json.encode(item_id).decode()},"score":'
+
+
+class ModelHolder:
+    """The model that serves and the one that will; workers change over between two micro-batches."""
+
+    def __init__(self, model: ServedModel | None = None) -> None:
+        self.current = model
+        self._next: ServedModel | None = None
+        self._lock = threading.Lock()
+
+    def offer(self, model: ServedModel) -> None:
+        """Make this model the next to serve; one that was waiting is passed over."""
+        with self._lock:
+            self._next = model
+
+    def take_next(self) -> ServedModel | None:
+        """Return the model to change over to, once; None where there is none."""
+        with self._lock:
+            model, self._next = self._next, None
+        if model is not None:
+            self.current = model
+        return model
