@@ -1,8 +1,8 @@
 """`lrurec <command> ...`, also `python -m pipeline <command> ...`: the outermost frame.
 
-Exit codes: 0 done; 1 an error that the one line on stderr explains; 2 wrong arguments or settings;
-70 a bug, with its traceback; 130 Ctrl-C; 141 nobody reads stdout any more; 143 told to end. A worker
-that had to stop itself exits with codes of its own, see `pipeline.engine.stop`.
+Exit codes: 0 done; 1 an error that one line on stderr explains; 2 wrong arguments or settings; 70 a
+bug, with its traceback; 130 Ctrl-C; 141 nobody reads stdout any more; 143 SIGTERM. A worker that
+had to end itself has codes of its own, see `pipeline.engine.stop`.
 """
 
 import difflib
@@ -98,6 +98,7 @@ def _run(entry: Entry, arguments: Sequence[str], prog: str) -> int:
         return int(exit_.code or 0)
     configure_logging(command.settings.log)
     code: int = module.run(command)
+    sys.stdout.flush()  # while a reader that is gone can still be told from a bug
     return code
 
 

@@ -1,4 +1,4 @@
-"""The log: one handler on stderr, lines for people or JSON, repeated lines held back.
+"""The log: one handler on stderr, lines for people or JSON, floods of foreign lines held back.
 
 Called once, by `__main__`. INFO is what an operator acts on or dates by; nothing per event stands
 above DEBUG. No line holds user content.
@@ -20,10 +20,10 @@ FOREIGN = ("aiokafka", "asyncio", "faust", "kafka", "mode")
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a few lines a window through from each place in the code and counts the rest.
+    """Lets a few lines a window through from each place in the code of Kafka's clients and Faust.
 
-    The count of what was held back comes with the next line from that place, as its attribute
-    `held_back`. Errors with a traceback count like the others: the first ones show it.
+    The number of lines that were held back comes with the next one from that place, as its
+    attribute `held_back`.
     """
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -33,6 +33,8 @@ class RepeatFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether the line may be written."""
+        if record.name.partition(".")[0] not in FOREIGN:
+            return True
         place, now_s = (record.pathname, record.lineno), self._clock_s()
         start_s, lines = self._windows.get(place, (now_s, 0))
         if now_s - start_s >= REPEAT_WINDOW_S:
@@ -49,11 +51,11 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Return the time in UTC, ISO 8601."""
         return _moment(record)
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+    def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line, with the number of its like that were held back."""
         held_back = getattr(record, "held_back", 0)
         return super().formatMessage(record) + (f" (+{held_back} like it)" if held_back else "")
@@ -64,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
-        line = {
+        line: dict[str, object] = {
             "time": _moment(record),
             "level": record.levelname,
             "logger": record.name,

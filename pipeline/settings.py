@@ -335,6 +335,10 @@ class RecommendSettings:
     exclude_seen: bool = False
     """Leave out the items that the state row remembers of the user."""
 
+    prequential: bool = True
+    """Measure, for every event, whether the list in force before it held its item, beside popularity
+    and repeat-last."""
+
     ring: int | None = None
     """Recent items that a state row remembers; None: model.max_length."""
 
