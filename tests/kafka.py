@@ -1,11 +1,13 @@
 """Helpers for tests that speak to a real Kafka."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import aiokafka
 from kafka import KafkaAdminClient
 
 from pipeline.settings import (
@@ -65,3 +67,64 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 3
     while not condition():
         assert time.monotonic() < deadline, f"waited {deadline_s:g} s in vain: {what}"
         time.sleep(0.05)
+
+
+def create_topic(
+    address: str, name: str, *, partitions: int = 1, config: dict[str, str] | None = None
+) -> None:
+    """Create one topic and wait until it can be used."""
+    options = {"num_partitions": partitions, "replication_factor": 1, "configs": config or {}}
+    with admin_client(address) as admin:
+        admin.create_topics({name: options}, wait_for_metadata=True)
+
+
+def send(
+    address: str,
+    topic: str,
+    records: Iterable[tuple[int, bytes | None, bytes | None]],
+    *,
+    compression: str | None = None,
+) -> None:
+    """Send (partition, key, value) records, in order within each partition, and await them all."""
+
+    async def run() -> None:
+        producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=address, enable_idempotence=True, compression_type=compression
+        )
+        await producer.start()
+        try:
+            await asyncio.gather(
+                *[
+                    await producer.send(topic, key=key, value=value, partition=partition)
+                    for partition, key, value in records
+                ]
+            )
+        finally:
+            await producer.stop()
+
+    asyncio.run(run())
+
+
+def send_transactions(
+    address: str,
+    topic: str,
+    transactions: Iterable[tuple[list[tuple[int, bytes | None, bytes | None]], bool]],
+) -> None:
+    """Send each list of (partition, key, value) records in one transaction; False aborts it."""
+
+    async def run() -> None:
+        producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=address, transactional_id=uuid.uuid4().hex
+        )
+        await producer.start()
+        try:
+            for records, commit in transactions:
+                await producer.begin_transaction()
+                for partition, key, value in records:
+                    future = await producer.send(topic, key=key, value=value, partition=partition)
+                    await future
+                await (producer.commit_transaction() if commit else producer.abort_transaction())
+        finally:
+            await producer.stop()
+
+    asyncio.run(run())

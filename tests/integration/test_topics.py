@@ -1,0 +1,162 @@
+"""Topics on a real Kafka: made, checked, refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import BrokerUnavailable, TopicMismatch
+from pipeline.settings import Settings
+from pipeline.topics import (
+    all_topics,
+    changelog_name,
+    check_topics,
+    create_topics,
+    require_topics,
+)
+from tests.kafka import admin_client, create_topic
+
+
+def partition_counts(settings: Settings) -> dict[str, int]:
+    """Partitions of each topic of these settings, as Kafka's metadata has them."""
+    names = [topic.name for topic in all_topics(settings)]
+    with admin_client(settings.kafka.bootstrap_servers) as admin:
+        return {
+            topic["name"]: len(topic["partitions"])
+            for topic in admin.describe_topics(names)
+            if topic["partitions"]
+        }
+
+
+def test_created_topics_are_as_they_should_be(settings: Settings) -> None:
+    """After creation nothing differs, and the topics keyed by user have equally many partitions."""
+    created = create_topics(settings)
+
+    names, counts = settings.topics, partition_counts(settings)
+    assert set(created) == set(counts) == {topic.name for topic in all_topics(settings)}
+    assert check_topics(settings) == []
+    assert require_topics(settings) == 4
+    changelog = changelog_name(settings.worker.app_id)
+    for name in (names.interactions, names.recommendations, names.users, changelog):
+        assert counts[name] == 4
+    assert counts[names.models] == counts[names.items] == 1
+
+
+def test_creating_again_makes_nothing(settings: Settings) -> None:
+    """A second creation finds everything and alters nothing."""
+    create_topics(settings)
+
+    assert create_topics(settings) == []
+    assert check_topics(settings) == []
+
+
+def test_missing_topics_are_named_with_the_command_that_makes_them(settings: Settings) -> None:
+    """On an empty cluster each topic is a fatal difference, and a worker refuses to start."""
+    differences = check_topics(settings)
+
+    assert [d.topic for d in differences] == [topic.name for topic in all_topics(settings)]
+    assert all(d.fatal and "lrurec topics create" in d.remedy for d in differences)
+    with pytest.raises(TopicMismatch, match=rf"topic {settings.topics.interactions}: .*6 more"):
+        require_topics(settings)
+
+
+def test_the_count_of_an_existing_interactions_topic_rules(settings: Settings) -> None:
+    """The user's own topic is left alone, and everything keyed by user takes its count."""
+    create_topic(settings.kafka.bootstrap_servers, settings.topics.interactions, partitions=3)
+
+    created = create_topics(settings)
+
+    counts = partition_counts(settings)
+    assert settings.topics.interactions not in created
+    assert counts[settings.topics.interactions] == 3
+    assert counts[changelog_name(settings.worker.app_id)] == 3
+    assert counts[settings.topics.models] == 1
+    assert require_topics(settings) == 3
+
+
+@pytest.mark.parametrize("kind", ["recommendations", "changelog"])
+def test_another_partition_count_is_refused_with_both_numbers(
+    settings: Settings, kind: str
+) -> None:
+    """A topic that is not co-partitioned stops creation and start, in one line."""
+    name = {
+        "recommendations": settings.topics.recommendations,
+        "changelog": changelog_name(settings.worker.app_id),
+    }[kind]
+    create_topic(
+        settings.kafka.bootstrap_servers,
+        name,
+        partitions=6,
+        config={"cleanup.policy": "compact"},
+    )
+
+    message = f"topic {name}: partitions: expected 4, as .* has, got 6; delete it"
+    for check in (create_topics, require_topics):
+        with pytest.raises(TopicMismatch, match=message) as caught:
+            check(settings)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", ["delete", "compact,delete"])
+def test_a_changelog_that_forgets_rows_is_refused(settings: Settings, policy: str) -> None:
+    """States deleted by age are lost states: the cleanup policy is checked at the start."""
+    create_topic(
+        settings.kafka.bootstrap_servers,
+        changelog_name(settings.worker.app_id),
+        partitions=4,
+        config={"cleanup.policy": policy},
+    )
+
+    with pytest.raises(TopicMismatch, match=r"cleanup\.policy: expected compact, got .*delete"):
+        create_topics(settings)
+
+
+def test_compacted_interactions_are_refused(settings: Settings) -> None:
+    """Compaction keeps one click per user: no topic to learn from."""
+    create_topic(
+        settings.kafka.bootstrap_servers,
+        settings.topics.interactions,
+        config={"cleanup.policy": "compact"},
+    )
+
+    with pytest.raises(TopicMismatch, match=r"cleanup\.policy: expected delete, got compact"):
+        create_topics(settings)
+
+
+def test_a_short_retention_is_told_but_does_not_stop_a_worker(settings: Settings) -> None:
+    """How long clicks are kept is the operator's choice; it is reported with the remedy."""
+    create_topic(
+        settings.kafka.bootstrap_servers,
+        settings.topics.interactions,
+        partitions=4,
+        config={"retention.ms": "604800000"},
+    )
+    create_topics(settings)
+
+    (difference,) = check_topics(settings)
+
+    assert (difference.fact, difference.expected, difference.got) == (
+        "retention.ms",
+        "-1",
+        "604800000",
+    )
+    assert not difference.fatal
+    assert "kafka-configs.sh" in difference.remedy
+    assert require_topics(settings) == 4
+
+
+def test_too_many_replicas_are_refused_in_one_line(settings: Settings) -> None:
+    """What Kafka says about an impossible topic reaches the operator."""
+    impossible = replace(settings, topics=replace(settings.topics, replication_factor=31))
+
+    with pytest.raises(TopicMismatch, match=r"cannot be created at .*replication factor") as caught:
+        create_topics(impossible)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_no_kafka_is_told_in_one_line(settings: Settings) -> None:
+    """Nobody at the address: an error after the deadline that says what to do."""
+    kafka = replace(settings.kafka, bootstrap_servers="127.0.0.1:9", connect_timeout_s=0.2)
+
+    with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:9.*lrurec broker start"):
+        check_topics(replace(settings, kafka=kafka))
