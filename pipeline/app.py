@@ -1,7 +1,7 @@
 """The worker put together: settings in, a Faust worker out. Nothing happens at import.
 
-Order of a start: everything that can be wrong is checked (versions, settings, topics, port, folder) before the
-first record is asked for; the newest release is loaded; then the worker joins its group.
+Order of a start: everything that can be wrong is checked (versions, settings, topics, port, folder)
+before the first record is asked for; the newest release is loaded; then the worker joins its group.
 """
 
 import asyncio

@@ -33,7 +33,7 @@ class DeadRecord:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The events of some chunks. Users are numbered through all partitions, in the order of `users`.
+    """The events of some chunks; users are numbered through all partitions, as in `users`.
 
     Attributes:
         users: Per partition the distinct user keys, in order of first appearance.
@@ -75,7 +75,10 @@ def event_id_hash(event_id: str | None) -> int:
 
 
 def decode_chunks(
-    chunks: Sequence[tuple[int, Chunk]], decoder: EventDecoder, source: str, index_of: Mapping[str, int]
+    chunks: Sequence[tuple[int, Chunk]],
+    decoder: EventDecoder,
+    source: str,
+    index_of: Mapping[str, int],
 ) -> MicroBatch:
     """Decode every record of (partition, chunk) pairs; what cannot be used becomes a dead letter.
 
@@ -144,7 +147,7 @@ def _concatenate(
 
 
 def dead_letter(record: Any, source: str, partition: int, error: EventInvalid) -> DeadLetter:
-    """Return the record with its own bytes and headers, and what is wrong with it in further headers."""
+    """Return the record as it came, with what is wrong with it in further headers."""
     headers = [
         *(record.headers or ()),
         ("lrurec-reason", error.reason.value.encode()),

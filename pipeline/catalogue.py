@@ -19,7 +19,7 @@ class CatalogueItem(msgspec.Struct, frozen=True):
 
 
 class Catalogue:
-    """Items that may not be recommended: withdrawn or unavailable ones. Any thread may update it."""
+    """Items that may not be recommended now. Any thread may update it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class Catalogue:
                 self._revision += 1
 
     def unavailable(self, model: ServedModel) -> Tensor | None:
-        """Return bool (n_items + 1,), true where the item may not be recommended; None for nowhere."""
+        """Return bool (n_items + 1,), true for items to leave out; None where there are none."""
         with self._lock:
             wanted = (model.weights_id, self._revision)
             if self._mask_of != wanted:

@@ -1,8 +1,8 @@
 """Rows in use: heads on the host, hidden states as one tensor on the device.
 
-A row enters from the store when its user shows up and stays until the space is needed. What moved is written
-through by checkpoints: until a snapshot is settled (changelog and store have it) a row is never dropped, since
-the store's copy is older. One thread uses this.
+A row enters from the store when its user shows up and stays until the space is needed. What moved
+is written through by checkpoints: until a snapshot is settled (changelog and store have it) a row
+is never dropped, since the store's copy is older. One thread uses this.
 """
 
 from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ class HotRows:
         return self._moved_rows.get(partition, 0)
 
     def snapshot(self, partition: int) -> tuple[list[tuple[bytes, bytes]], SnapshotToken]:
-        """Return the moved rows as (key, row) pairs; only here do hidden states leave the device."""
+        """Return the moved rows as (key, row) pairs; only here hidden states leave the device."""
         slots = np.flatnonzero(self._moved & (self._partition == partition))
         self._moved[slots] = False
         self._moved_rows[partition] = 0
@@ -123,7 +123,7 @@ class HotRows:
             self._unsettled[token.slots] -= 1
 
     def forget(self, partition: int) -> None:
-        """Drop every row of the partition, moved or not; snapshots of before are ignored when they settle."""
+        """Drop every row of the partition; snapshots from before are ignored when they settle."""
         self._lives[partition] = self._lives.get(partition, 0) + 1
         slots = np.flatnonzero(self._partition == partition)
         self._release(slots)
@@ -173,7 +173,8 @@ class HotRows:
         return np.array(taken, np.int64)
 
     def _evict(self, n: int) -> None:
-        """Drop up to n rows, longest unused first, of those that the store holds and this batch does not use."""
+        """Drop up to n rows that the store holds and this batch does not use, longest unused "
+        "first."""
         idle = (self._partition >= 0) & ~self._moved & (self._unsettled == 0)
         slots = np.flatnonzero(idle & (self._used_at < self._clock))
         if len(slots) > n:

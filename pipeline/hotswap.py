@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Swapper:
-    """Turns announcements into models that wait for their turn. All or nothing, and never a worse state:
+    """Turns announcements into models that wait for their turn.
 
-    a release that is missing, damaged, of another format, or whose scores are not finite leaves the old one
-    serving, is counted and logged.
+    All or nothing: a release that is missing, damaged, of another format, or whose scores are not
+    finite leaves the old one serving, is counted and logged.
 
     Args:
         settings: All settings.

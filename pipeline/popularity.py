@@ -1,4 +1,4 @@
-"""How often each item occurred: the baseline beside the model, and the answer while there is no model."""
+"""How often each item occurred: the baseline, and the answer while there is no model."""
 
 from collections import Counter
 
@@ -40,7 +40,9 @@ class Popularity:
     def top_hashes(self, k: int) -> Hashes:
         """Return the hashes of the k most frequent items, fewer where there are fewer."""
         if self._counts is None:
-            return np.array([item_hash for (_, item_hash), _ in self._by_id.most_common(k)], np.uint64)
+            return np.array(
+                [item_hash for (_, item_hash), _ in self._by_id.most_common(k)], np.uint64
+            )
         k = min(k, len(self._counts) - 1)
         return self._hashes[np.argpartition(-self._counts, k)[:k]] if k else self._hashes[:0]
 
@@ -48,7 +50,8 @@ class Popularity:
         """Return the k most frequent items while there is no release, most frequent first.
 
         Returns:
-            Hashes, beginnings of the items in JSON, and counts; entry 0 of each stands for "no item".
+            Hashes, beginnings of the items in JSON, and counts; entry 0 of each stands for "no
+            item".
         """
         most = self._by_id.most_common(k)
         hashes = np.array([0, *(item_hash for (_, item_hash), _ in most)], np.uint64)

@@ -46,12 +46,14 @@ class Ranked:
     """The lists of the users of a batch.
 
     Attributes:
-        items: int64 (u, k), indices into `hashes` and `item_json`; 0 where nothing was left to recommend.
+        items: int64 (u, k), indices into `hashes` and `item_json`; 0 where nothing was left to
+            recommend.
         scores: float32 (u, k), falling; meaningless where the item is 0.
         source: int64 (u,), index into `SOURCES`.
         hashes: uint64, by index; 0 at 0.
         item_json: Beginning of each item in JSON, by index.
-        before: uint64 (e, k), the list in force before each applied event; None where it was not asked for.
+        before: uint64 (e, k), the list in force before each applied event; None where it was not
+            asked for.
     """
 
     items: Ints
@@ -99,8 +101,8 @@ class Ranker:
             slots: int64 (u,), the users' rows.
             applied: Their new events.
             histories: What they did; needed for `exclude_seen`.
-            every_event: Rank after every event rather than only after the last of each user, to know
-                the list that was in force before each (prequential measurement).
+            every_event: Rank after every event rather than only after the last of each user, to
+                know the list that was in force before each (prequential measurement).
         """
         heads, known = self._hot.heads, np.flatnonzero(applied.item)
         user, item = applied.user[known], applied.item[known]
@@ -158,7 +160,9 @@ class Ranker:
         before = self._hot.heads["recommended"][slots][applied.user]
         return Ranked(items, scores, source, hashes, item_json, before)
 
-    def _advance(self, model: ServedModel, slots: Ints, user: Ints, item: Ints, last: Ints) -> Tensor:
+    def _advance(
+        self, model: ServedModel, slots: Ints, user: Ints, item: Ints, last: Ints
+    ) -> Tensor:
         """Move the states of the users over their items; the outputs (e, d) after each."""
         if not len(user):
             return model.serving.cold_start()[None][:0]
@@ -173,7 +177,7 @@ class Ranker:
         return outputs
 
     def _read(self, model: ServedModel, slots: Ints, last_item: Ints) -> Tensor:
-        """Return the outputs (n, d) of states that did not move; the cold start where nothing is known."""
+        """Return the outputs (n, d) of states at rest; the cold start where nothing is known."""
         vectors = model.cold_start.repeat(len(slots), 1)
         warm = np.flatnonzero(last_item)
         if len(warm):
@@ -183,7 +187,7 @@ class Ranker:
         return vectors
 
     def _earlier_lists(self, model: ServedModel, slots: Ints) -> Hashes:
-        """Return the lists (u, k) that were last made; the cold-start list for a user who never had one."""
+        """Return the lists (u, k) last made; the cold-start list for a user who never had one."""
         lists = self._hot.heads["recommended"][slots]
         _, items = model.serving.top_k(
             model.cold_start[None], self._k, None, self._catalogue.unavailable(model)

@@ -1,9 +1,9 @@
 """A micro-batch, from records to moved states and recommendations.
 
-Runs in the compute thread. In order: change over to a waiting release, decode, find the rows, drop what was
-applied before, rebuild states that other weights made, move every state over its user's new items (one scan for
-all), rank, write the heads. The records decide everything: applied again from any earlier row they give the
-same states.
+Runs in the compute thread. In order: change over to a waiting release, decode, find the rows, drop
+what was applied before, rebuild states that other weights made, move every state over its user's
+new items (one scan for all), rank, write the heads. The records decide everything: applied again
+from any earlier row they give the same states.
 """
 
 import time
@@ -110,7 +110,7 @@ class RecommendationProcessor:
         self._hot.forget(partition)
 
     def sent(self, now_s: float) -> None:
-        """Note that the outputs of the oldest unsent batch were handed to the producer. Any thread."""
+        """Note that the outputs of the oldest unsent batch left. May be called from any thread."""
         record_ms = self._awaiting.popleft()
         self._metrics.event_to_recommendation.observe_many(now_s - record_ms / 1000)
 
@@ -125,7 +125,7 @@ class RecommendationProcessor:
         self._metrics.model_version.set(model.version)
 
     def _load(self, batch: MicroBatch) -> tuple[Ints, Applied]:
-        """Find the users' rows, none of them made by other weights, and the events that they lack."""
+        """Find the users' rows, bring them to the weights that serve, and find what they lack."""
         hot = self._hot
         hits, misses = hot.hits, hot.misses
         hot.tick()
@@ -226,7 +226,7 @@ class RecommendationProcessor:
         heads["timestamp_ms"][moved] = applied.timestamp_ms[last]
 
     def _measure_baselines(self, applied: Applied, histories: Histories) -> None:
-        """Count what popularity and repeat-last would have hit, each knowing what the model knew."""
+        """Count what popularity and repeat-last would have hit, knowing what the model knew."""
         metrics, everything = self._metrics, np.arange(len(applied.user))
         window = histories.before(everything, self._hot.layout.ring)
         repeats = repeats_recent(window, applied.item_hash, self._k)
@@ -242,7 +242,8 @@ class RecommendationProcessor:
         for partition, keys in batch.users.items():
             at = slots[first : first + len(keys)]
             self._hot.heads["partition"][at] = partition
-            # Also where every event was a repeat: a kill between two confirmations must lose no output.
+            # Also where every event was a repeat: a kill between two confirmations
+            # must lose no output.
             self._hot.mark_moved(partition, at)
             outputs = encode_recommendations(
                 partition, keys, self._hot.heads[at], ranked, first, version

@@ -1,7 +1,7 @@
 """Releases on the models topic: announcing one, finding the newest, following what comes.
 
-The topic is compacted and has one partition; its last record names the release to serve, so announcing
-an older release again is how one goes back.
+The topic is compacted and has one partition; its last record names the release to serve, so
+announcing an older release again is how one goes back.
 """
 
 import logging
@@ -113,12 +113,14 @@ def open_announced(announcement: Announcement) -> Release:
 class TopicFollower:
     """A thread that hands every record of a small topic, from an offset on, to a function.
 
-    Belongs to no consumer group: every worker follows the whole topic. A broker that is away is waited for.
+    Belongs to no consumer group: every worker follows the whole topic. A broker that is away is
+    waited for.
 
     Args:
         settings: The cluster.
         topic: Name of the topic.
-        handle: Called in the thread with (key, value, offset); a PipelineError or ValueError is logged.
+        handle: Called in the thread with (key, value, offset); a PipelineError or ValueError is
+            logged.
         start: First offset of each partition; from the beginning where none is given.
     """
 

@@ -74,7 +74,10 @@ def prepare(release: Release, *, device: str, top_k: int, ring: int | None) -> S
     serving = load_serving(release, choose_device(device))
     vocabulary = release.vocabulary
     layout = RowLayout(
-        ring=ring or config.max_length, recommended=top_k, blocks=config.n_blocks, channels=config.state_size
+        ring=ring or config.max_length,
+        recommended=top_k,
+        blocks=config.n_blocks,
+        channels=config.state_size,
     )
     model = ServedModel(
         release=release,
@@ -88,7 +91,7 @@ def prepare(release: Release, *, device: str, top_k: int, ring: int | None) -> S
     _, outputs = serving.advance(serving.init_state(1), items, torch.ones(1, dtype=torch.int64))
     scores = serving.scores(torch.cat([outputs, model.cold_start[None]]))
     if not bool(torch.isfinite(scores[:, 1:]).all()):
-        msg = f"release {release.version} at {release.path}: expected finite scores, got some that are not"
+        msg = f"release {release.version} at {release.path}: expected finite scores"
         raise SwapRejected(msg)
     return model
 
@@ -106,7 +109,7 @@ def item_json(item_id: str) -> str:
 
 
 class ModelHolder:
-    """The model that serves and the one that will; workers change over between two micro-batches."""
+    """The model that serves and the one that will; they change between two micro-batches."""
 
     def __init__(self, model: ServedModel | None = None) -> None:
         self.current = model

@@ -1,1 +1,1 @@
-"""Faust made to tell the truth: chunked transport, fenced checkpoints, restore. All private names of Faust live here."""
+"""Faust made to tell the truth: chunks, fenced checkpoints, restore; all private names of Faust."""

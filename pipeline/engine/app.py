@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import faust
-from state.store import StateStore
 
 from pipeline.engine import table, transport
 from pipeline.engine.options import EngineOptions
@@ -14,8 +13,14 @@ from pipeline.engine.processor import Processor
 from pipeline.engine.restore import TableManager
 from pipeline.engine.stop import ExitCode, end_process
 from pipeline.engine.stream import StreamService
+from state.store import StateStore
 
-RAW: dict[str, Any] = {"key_type": bytes, "key_serializer": "raw", "value_type": bytes, "value_serializer": "raw"}
+RAW: dict[str, Any] = {
+    "key_type": bytes,
+    "key_serializer": "raw",
+    "value_type": bytes,
+    "value_serializer": "raw",
+}
 
 
 class EngineApp(faust.App):
@@ -36,7 +41,7 @@ class EngineApp(faust.App):
     on_restored_rows: Callable[[int], None] = staticmethod(lambda rows: None)
 
     def _on_rebalance_when_stopped(self) -> None:
-        """Leave the client alone: stock closes it here, and the consumer's thread then waits for it for ever."""
+        """Leave the client open: the consumer's thread would wait for a closed one for ever."""
 
     async def _stop_consumer(self) -> None:
         deadline_s = self.engine_options.stop_deadline_s
@@ -44,7 +49,7 @@ class EngineApp(faust.App):
             deadline_s,
             lambda: end_process(
                 ExitCode.STOP_DEADLINE,
-                "the stop took longer than %.0f s: ended; nothing is lost, what was in flight is read again",
+                "the stop took longer than %.0f s: ended; what was in flight is read again",
                 deadline_s,
             ),
         )
@@ -65,7 +70,7 @@ def create_engine_app(
     table_name: str = "users",
     **faust_settings: Any,
 ) -> EngineApp:
-    """Build the app: one source topic, one table, one agent. Nothing connects before the worker starts.
+    """Build the app: one source topic, one table, one agent. Nothing connects yet.
 
     Args:
         options: Engine options; `options.changelog` has to be `{app_id}-{table_name}-changelog`.
@@ -101,7 +106,8 @@ def create_engine_app(
         stream_buffer_maxsize=128,  # chunks, not records
         stream_wait_empty=True,
         broker_session_timeout=options.session_timeout_s,
-        env_prefix="LRUREC_FAUST_",  # Faust lets the environment override arguments; our settings reject this prefix
+        # Faust lets the environment override arguments; our settings reject this prefix
+        env_prefix="LRUREC_FAUST_",
         **faust_settings,
     )
     app.engine_options = options

@@ -1,9 +1,9 @@
 """Runs of consecutive records, taken from aiokafka's fetcher without an object per record.
 
-A chunk is what crosses Faust as one message: it knows where it starts and where the next one has to,
-so a hole in the delivered offsets is visible to whoever compares the two. Private names of aiokafka
-(`Fetcher`, `FetchResult`, `PartitionRecords`) are used here and in `transport`; `compat` names the
-versions they are known to hold for.
+A chunk is what crosses Faust as one message: it knows where it starts and where the next one has
+to, so a hole in the delivered offsets is visible to whoever compares the two. Private names of
+aiokafka (`Fetcher`, `FetchResult`, `PartitionRecords`) are used here and in `transport`; `compat`
+names the versions they are known to hold for.
 """
 
 import asyncio
@@ -20,8 +20,10 @@ class Chunk:
     """Consecutive records of one partition, oldest first.
 
     Attributes:
-        records: aiokafka's decoded records (`offset`, `timestamp` in ms, `key`, `value`, `headers`); never empty.
-        start: The position it was fetched from. The record at that offset may be missing (compaction).
+        records: aiokafka's decoded records (`offset`, `timestamp` in ms, `key`, `value`,
+            `headers`); never empty.
+        start: The position it was fetched from. The record at that offset may be missing
+            (compaction).
         next_offset: The position behind it: where the next chunk of the partition has to start.
         received_s: Wall clock (seconds since 1970) at which the fetch brought it.
     """
@@ -45,7 +47,7 @@ class Chunk:
 
 
 def take_chunks(result: FetchResult, max_records: int) -> list[Chunk]:
-    """Turn everything one fetch brought for one partition into chunks and move the position behind it.
+    """Turn what one fetch brought for one partition into chunks; the position moves behind it.
 
     Control records and the records of aborted transactions (under read_committed) are left out; the
     position moves over them, so a chunk's `next_offset` explains them.
@@ -55,18 +57,20 @@ def take_chunks(result: FetchResult, max_records: int) -> list[Chunk]:
         max_records: The most records in one chunk.
 
     Returns:
-        The chunks in order; none where the position has moved meanwhile (a seek, a pause, a new assignment).
+        The chunks in order; none where the position has moved meanwhile (a seek, a pause, a new
+        assignment).
 
     Raises:
-        CorruptRecordException: The first batch's checksum is wrong. A later one ends the run before it,
-            and raises when it is read again.
+        CorruptRecordException: The first batch's checksum is wrong. A later one ends the run before
+            it, and raises when it is read again.
     """
     if not result.has_more() or not result.check_assignment(result._topic_partition):
         result._partition_records = None
         return []
     partition = result._partition_records
     start = next_offset = partition.next_fetch_offset
-    batches, records = partition._records, []
+    batches = partition._records
+    records: list[Any] = []
     while batches.has_next():
         batch = batches.next_batch()
         if partition._check_crcs and not batch.validate_crc():
@@ -121,7 +125,8 @@ async def fetch_chunks(
 
     Args:
         fetcher: aiokafka's `Fetcher`, in the loop this runs in.
-        partitions: What may be delivered now; the rest stays in the fetcher. May change while this waits.
+        partitions: What may be delivered now; the rest stays in the fetcher. May change while this
+            waits.
         timeout_s: How long to wait for a first record.
         max_records: The most records in one chunk.
         flowing: Asked again after every wait; false ends the call at once with nothing.
@@ -139,7 +144,8 @@ async def fetch_chunks(
         taken: dict[TopicPartition, list[Chunk]] = {}
         moved = False
         for tp in list(fetcher._records):
-            # Membership is asked of the caller's own set: stock reads an emptied one as "all" and drains what is paused.
+            # Membership is asked of the caller's own set: stock reads an emptied one
+            # as "all" and drains what is paused.
             if tp not in partitions:
                 if not fetcher._subscriptions.is_assigned(tp):
                     del fetcher._records[tp]

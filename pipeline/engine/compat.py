@@ -1,6 +1,7 @@
-"""The faults of Faust that the engine works around, and the versions its private names are known to hold for.
+"""The faults of Faust that the engine works around, and the versions that it was tested with.
 
-Each fault: what stock does, where (faust-streaming 0.15.3, aiokafka 0.14.0), and what answers it here.
+Each fault: what stock does, where (faust-streaming 0.15.3, aiokafka 0.14.0), and what answers it
+here.
 """
 
 from dataclasses import dataclass
@@ -24,12 +25,16 @@ class Fault:
 
 FAULTS = {
     "holes-after-rebalance": Fault(
-        "tables/recovery.py resumes the source partitions before it seeks them and then empties every queue (#596): a stale fetch "
-        "moves the read offset, the re-read records are dropped silently and the hole is booked as processed.",
-        "restore.Restore: seek with nothing in flight, then flow; transport.Consumer.getmany checks that chunks follow each other.",
+        "tables/recovery.py resumes the source partitions before it seeks them and then empties "
+        "every queue (#596): a stale fetch "
+        "moves the read offset, the re-read records are dropped silently and the hole is booked "
+        "as processed.",
+        "restore.Restore: seek with nothing in flight, then flow; transport.Consumer.getmany "
+        "checks that chunks follow each other.",
     ),
     "live-active-set": Fault(
-        "transport/consumer.py passes a live set of partitions to aiokafka, which reads an emptied one as 'all' and drains "
+        "transport/consumer.py passes a live set of partitions to aiokafka, which reads an "
+        "emptied one as 'all' and drains "
         "paused partitions; the records are dropped.",
         "chunks.fetch_chunks asks the set itself.",
     ),
@@ -50,12 +55,15 @@ FAULTS = {
         "partitions.Checkpointer.fence: a transactional id per partition.",
     ),
     "stop-in-rebalance": Fault(
-        "A stop during a rebalance closes the client while the other thread still waits for it, for ever.",
-        "app.EngineApp._on_rebalance_when_stopped, transport.Consumer._in_main_loop, and a deadline.",
+        "A stop during a rebalance closes the client while the other thread still waits for it, "
+        "for ever.",
+        "app.EngineApp._on_rebalance_when_stopped, transport.Consumer._in_main_loop, and a "
+        "deadline.",
     ),
     "flush-gives-up": Fault(
         "ProducerBuffer.flush gives up after 100 ms with records unsent.",
-        "Every output is confirmed before its chunk is acknowledged; transport.Producer.flush does nothing.",
+        "Every output is confirmed before its chunk is acknowledged; transport.Producer.flush "
+        "does nothing.",
     ),
     "take-loses": Fault(
         "An exception in the body of take() acknowledges the batch and everything behind it.",

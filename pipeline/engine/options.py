@@ -17,12 +17,14 @@ class EngineOptions:
         changelog: Topic of the rows.
         batch_events: Most events in one micro-batch (a chunk is never split).
         max_chunk_records: Most records that cross Faust in one message.
-        fetch_min_bytes: The broker answers a fetch when it has this much, or after `fetch_max_wait_ms`.
+        fetch_min_bytes: The broker answers a fetch when it has this much, or after
+            `fetch_max_wait_ms`.
         fetch_max_wait_ms: See `fetch_min_bytes`.
         checkpoint_interval_s: Time between two checkpoints of a partition.
         checkpoint_max_rows: A partition with this many moved rows is checkpointed before its time.
         session_timeout_s: The consumer group's session; a process frozen for longer ends itself.
-        drain_timeout_s: How long a rebalance waits for work in flight before it is abandoned (and read again).
+        drain_timeout_s: How long a rebalance waits for work in flight before it is abandoned (and
+            read again).
         stop_deadline_s: How long a graceful stop may take.
         restore_deadline_s: How long restoring one partition may take.
         watchdog_s: Work waiting for this long without progress ends the process.

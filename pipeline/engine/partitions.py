@@ -1,8 +1,9 @@
 """An owned partition: its fence, the work that waits for a checkpoint, and the checkpoint itself.
 
-Order of a checkpoint, the same in every crash test: (1) rows into the changelog, in one transaction of the partition's own
-transactional id; (2) outputs and dead letters confirmed; (3) rows and changelog position into the store, in one
-batch; (4) chunks acknowledged. So the store is never ahead of the changelog and a commit never ahead of the store.
+Order of a checkpoint, the same in every crash test: (1) rows into the changelog, in one transaction
+of the partition's own transactional id; (2) outputs and dead letters confirmed; (3) rows and
+changelog position into the store, in one batch; (4) chunks acknowledged. So the store is never
+ahead of the changelog and a commit never ahead of the store.
 """
 
 import asyncio
@@ -14,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from state.store import StateStore
 
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import Processor
 from pipeline.engine.stop import ExitCode, end_process
+from state.store import StateStore
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ async def send_records(
     """Send records to one partition in whole batches; much cheaper than a future per record.
 
     Returns:
-        Per batch a future, whose result carries the offset of the batch's first record, and its number of records.
+        Per batch a future, whose result carries the offset of the batch's first record, and its
+        number of records.
 
     Raises:
         ValueError: A record does not fit an empty batch.
@@ -70,7 +72,8 @@ class OwnedPartition:
 
     Attributes:
         number: Partition number.
-        producer: Producer under the partition's transactional id; initialising it fenced every former owner.
+        producer: Producer under the partition's transactional id; initialising it fenced every
+            former owner.
         events: Faust events whose chunks wait for a checkpoint, in order.
         confirmations: Futures of their outputs and dead letters.
         moved_rows: Rows that no snapshot has taken yet.
@@ -101,7 +104,8 @@ class Checkpointer:
         compute: The one thread in which the processor may be called.
         disk: The thread in which the store is written.
         on_checkpoint: Is told (rows, seconds) after each checkpoint.
-        at_stage: Told the name of each stage right after it is reached; crash tests stop the process there.
+        at_stage: Told the name of each stage right after it is reached; crash tests stop the
+            process there.
     """
 
     def __init__(
@@ -124,7 +128,7 @@ class Checkpointer:
         self._at_stage = at_stage
 
     async def run(self, part: OwnedPartition) -> None:
-        """Checkpoint the partition at every interval, or earlier when it is kicked, until it is lost."""
+        """Checkpoint the partition at every interval, earlier when kicked, until it is lost."""
         while not part.lost:
             try:
                 async with asyncio.timeout(self._options.checkpoint_interval_s):
@@ -136,7 +140,7 @@ class Checkpointer:
                 await self.checkpoint(part)
 
     async def checkpoint(self, part: OwnedPartition) -> None:
-        """Make everything sent so far durable, then acknowledge it. Any failure ends the process."""
+        """Make what was sent so far durable, then acknowledge it; a failure ends the process."""
         async with part.lock:
             if not part.events or part.lost:
                 return
@@ -149,8 +153,10 @@ class Checkpointer:
                 if not part.lost:
                     end_process(
                         ExitCode.CHECKPOINT,
-                        "checkpoint of partition %d failed: %r. Nothing is lost: start the worker again. "
-                        "(ProducerFenced or InvalidProducerEpoch: another worker owns the partition.)",
+                        "checkpoint of partition %d failed: %r. Nothing is lost: start the "
+                        "worker again. "
+                        "(ProducerFenced or InvalidProducerEpoch: another worker owns the "
+                        "partition.)",
                         part.number,
                         error,
                     )
@@ -181,7 +187,8 @@ class Checkpointer:
             self._at_stage(stage)
 
     async def fence(self, number: int) -> OwnedPartition:
-        """Take the partition: from here on what an older owner writes to its changelog is refused."""
+        """Take the partition: what an older owner writes to its changelog is refused from here "
+        "on."""
         producer = AIOKafkaProducer(
             **self._options.kafka,
             transactional_id=f"{self._options.app_id}-{number}",

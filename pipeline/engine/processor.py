@@ -61,8 +61,8 @@ class Processor(Protocol):
     def process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
         """Apply the records of (partition, chunk) pairs, in order, each at most once.
 
-        Delivery is at least once: a record at or below the offset that a user's row reflects changes nothing,
-        but its user still gets an output (the one before may never have left).
+        Delivery is at least once: a record at or below the offset that a user's row reflects
+        changes nothing, but its user still gets an output (the one before may never have left).
 
         Returns:
             One result for every partition that a chunk came from, also where it holds nothing.

@@ -1,8 +1,9 @@
 """What happens at an assignment: fence, read the changelog in bulk, seek, flow.
 
-Replaces `faust.tables.recovery.Recovery`; changelogs never go through Faust's consumer. The order is the point:
-sources are at their committed offsets with nothing in flight before anything flows; a partition flows only when
-its former owner is fenced and its rows are there. Kept partitions flow at once and keep their rows.
+Replaces `faust.tables.recovery.Recovery`; changelogs never go through Faust's consumer. The order
+is the point: sources are at their committed offsets with nothing in flight before anything flows; a
+partition flows only when its former owner is fenced and its rows are there. Kept partitions flow at
+once and keep their rows.
 """
 
 import asyncio
@@ -16,12 +17,12 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 from faust.tables.manager import TableManager as FaustTableManager
 from mode import Service
-from state.store import StateStore
 
 from pipeline.engine.chunks import fetch_chunks
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.partitions import OwnedPartition
 from pipeline.engine.stop import ExitCode, end_process
+from state.store import StateStore
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ class ChangelogReader:
             follow: Go on for ever (a standby) instead of returning at the end.
 
         Returns:
-            How many records were applied; and, where the changelog no longer continues the local rows (trimmed,
-            emptied or recreated), the keys it holds, so that the other local rows can be published again. None otherwise.
+            How many records were applied; and, where the changelog no longer continues the local
+            rows (trimmed, emptied or recreated), the keys it holds, so that the other local rows
+            can be published again. None otherwise.
         """
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._disk, self._store.open, partition)
@@ -110,12 +112,14 @@ class ChangelogReader:
     def _continuation(
         self, partition: int, position: int | None, begin: int, end: int
     ) -> set[bytes] | None:
-        """Return an empty set where the changelog does not continue the local rows, with a line that says why."""
+        """Return an empty set, and log why, where the changelog does not continue the local "
+        "rows."""
         if position is None:
             return None
         if position >= end:
             logger.warning(
-                "changelog %s partition %d ends at %d but the local rows reflect offset %d: the topic was emptied or "
+                "changelog %s partition %d ends at %d but the local rows reflect offset %d: the "
+                "topic was emptied or "
                 "recreated; local rows that it lacks are published again",
                 self._options.changelog,
                 partition,
@@ -125,7 +129,8 @@ class ChangelogReader:
             return set()
         if begin > position + 1:
             logger.warning(
-                "changelog %s partition %d starts at %d but the local rows reflect offset %d: it was trimmed; local rows "
+                "changelog %s partition %d starts at %d but the local rows reflect offset %d: it "
+                "was trimmed; local rows "
                 "that it lacks are published again",
                 self._options.changelog,
                 partition,
@@ -188,8 +193,10 @@ class Restore(Service):
         await consumer._thread.call_thread(self._pause_changelogs)
         await consumer.perform_seek()
         sources = {tp.partition: tp for tp in assigned if not consumer._is_changelog_tp(tp)}
-        # Kept: the same member in the very next generation; nobody else can have owned the partition in between.
-        # Faust's own `newly_assigned` is a set difference, by which a returning zombie looks unchanged.
+        # Kept: the same member in the very next generation; nobody else can have owned
+        # the partition in between.
+        # Faust's own `newly_assigned` is a set difference, by which a returning zombie
+        # looks unchanged.
         consecutive = self._generation is not None and generation == self._generation + 1
         kept = {number for number in sources if consecutive and stream.is_usable(number)}
         self._generation = generation
@@ -210,7 +217,8 @@ class Restore(Service):
         self.tables.on_standbys_ready()
         await app.on_rebalance_complete.send()
         logger.info(
-            "generation %d: kept partitions %s flow after %.2f s, gained %s after %.2f s (%d changelog records)",
+            "generation %d: kept partitions %s flow after %.2f s, gained %s after %.2f s (%d "
+            "changelog records)",
             generation,
             sorted(kept),
             flowing_s - started_s,
@@ -245,7 +253,8 @@ class Restore(Service):
         except TimeoutError:
             end_process(
                 ExitCode.RESTORE,
-                "partition %d was not restored within %.0f s (worker.restore-deadline-s); nothing was acknowledged",
+                "partition %d was not restored within %.0f s (worker.restore-deadline-s); "
+                "nothing was acknowledged",
                 number,
                 deadline_s,
             )
@@ -286,13 +295,15 @@ class Restore(Service):
 class TableManager(FaustTableManager):
     """Faust's table manager with our restore."""
 
+    _restore: Restore | None = None
+
     @property
     def recovery(self) -> Restore:
         """The service that carries out assignments."""
-        if self._recovery is None:
-            self._recovery = Restore(self.app, self, beacon=self.beacon, loop=self.loop)
-        restore: Restore = self._recovery
-        return restore
+        if self._restore is None:
+            self._restore = Restore(self.app, self, beacon=self.beacon, loop=self.loop)
+            self._recovery = self._restore  # where stock looks for it when it stops
+        return self._restore
 
     async def on_start(self) -> None:
         """Start at once; stock sleeps a second first."""

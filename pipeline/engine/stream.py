@@ -1,7 +1,8 @@
 """Micro-batches: chunks in, outputs out at once, durability behind them by checkpoints.
 
-Two micro-batches are in flight: while the outputs of one leave, the next is computed in the compute thread. Nothing heavy
-runs on the event loop, and nothing escapes: an unexpected error ends the process.
+Two micro-batches are in flight: while the outputs of one leave, the next is computed in the compute
+thread. Nothing heavy runs on the event loop, and nothing escapes: an unexpected error ends the
+process.
 """
 
 import asyncio
@@ -15,12 +16,12 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from faust.types import TP
 from mode import Service
-from state.store import StateStore
 
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.partitions import MAX_REQUEST_BYTES, Checkpointer, OwnedPartition, send_records
 from pipeline.engine.processor import DeadLetter, PartitionResult, Processor
 from pipeline.engine.stop import ExitCode, end_process
+from state.store import StateStore
 
 FROZEN_SHARE = (
     0.8  # of the session: a process that stood still for longer may have lost its partitions
@@ -101,7 +102,8 @@ class StreamService(Service):
     async def offer(self, event: Any) -> None:
         """Take one chunk from the agent; waits while enough of them are queued.
 
-        A chunk that does not follow the one before it ends the process: the hole may never be acknowledged.
+        A chunk that does not follow the one before it ends the process: the hole may never be
+        acknowledged.
         """
         message, consumer = event.message, self.app.consumer
         chunk, tp, epoch = message.chunk, message.tp, message.epoch
@@ -112,7 +114,8 @@ class StreamService(Service):
         if chunk.start != expected:
             end_process(
                 ExitCode.HOLE,
-                "%s partition %d: hole in the delivered offsets, chunk starts at %d, expected %d. Nothing of it was "
+                "%s partition %d: hole in the delivered offsets, chunk starts at %d, expected "
+                "%d. Nothing of it was "
                 "acknowledged; start the worker again.",
                 tp.topic,
                 tp.partition,
@@ -274,7 +277,7 @@ class StreamService(Service):
         self._accepting = True
 
     async def drain(self) -> None:
-        """Drop what is not begun, finish what is, take one checkpoint; what is not done in time is abandoned."""
+        """Drop what is not begun, finish what is, checkpoint; abandon what takes too long."""
         self._accepting = False
         while not self._inbox.empty():
             self._waiting_records -= len(self._inbox.get_nowait().message.chunk)
@@ -287,7 +290,8 @@ class StreamService(Service):
                 )
         except TimeoutError:
             self.log.warning(
-                "work in flight took longer than %.1f s: abandoned, it is read again by the next owner",
+                "work in flight took longer than %.1f s: abandoned, it is read again by the next "
+                "owner",
                 self.options.drain_timeout_s,
             )
             for part in self.partitions.values():
@@ -310,7 +314,7 @@ class StreamService(Service):
 
 
 async def _stop_quietly(producer: AIOKafkaProducer, timeout_s: float = 2.0) -> None:
-    """Close a producer that has nothing left to send; a broker that is away must not hold the stop."""
+    """Close a producer with nothing left to send; a broker that is away does not hold it."""
     try:
         async with asyncio.timeout(timeout_s):
             await producer.stop()
@@ -319,10 +323,10 @@ async def _stop_quietly(producer: AIOKafkaProducer, timeout_s: float = 2.0) -> N
 
 
 class Pulse:
-    """Notices, from a thread of its own, that the process was frozen or makes no progress, and ends it.
+    """Ends the process when it was frozen or makes no progress; watches from a thread of its own.
 
-    A frozen process does not know that others took its partitions. Whoever runs first after the freeze sees the gap:
-    this thread, or the check before anything is sent.
+    A frozen process does not know that others took its partitions. Whoever runs first after the
+    freeze sees the gap: this thread, or the check before anything is sent.
     """
 
     period_s = 0.25
@@ -353,7 +357,8 @@ class Pulse:
         if gap_s > self._frozen_s:
             end_process(
                 ExitCode.FROZEN,
-                "the process stood still for %.1f s (limit %.1f s): others may own its partitions. Nothing is lost: start "
+                "the process stood still for %.1f s (limit %.1f s): others may own its "
+                "partitions. Nothing is lost: start "
                 "it again.",
                 gap_s,
                 self._frozen_s,
@@ -373,6 +378,7 @@ class Pulse:
                 faulthandler.dump_traceback(all_threads=True)
                 end_process(
                     ExitCode.STALLED,
-                    "records wait and none was finished for %.0f s; the stacks of all threads are above",
+                    "records wait and none was finished for %.0f s; the stacks of all threads "
+                    "are above",
                     self._watchdog_s,
                 )

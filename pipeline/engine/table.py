@@ -1,7 +1,7 @@
 """The Faust table's view of the rows: it reads the state store and never writes it.
 
-Rows are written by checkpoints alone. The table gives the changelog topic its name and makes the changelog's
-partitions travel with the source's.
+Rows are written by checkpoints alone. The table gives the changelog topic its name and makes the
+changelog's partitions travel with the source's.
 """
 
 from collections.abc import Iterator

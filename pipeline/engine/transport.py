@@ -1,7 +1,7 @@
-"""Faust's Kafka transport with chunks instead of records, positions that cannot skip, and a bounded stop.
+"""Faust's Kafka transport with chunks for records, positions that cannot skip, a bounded stop.
 
-Chosen by the URL scheme `lrurec://` of the broker. What stock Faust does at these seams, and why it loses
-events there, is listed in `compat.FAULTS`; each override names the entry it answers.
+Chosen by the URL scheme `lrurec://` of the broker. What stock Faust does at these seams, and why it
+loses events there, is listed in `compat.FAULTS`; each override names the entry it answers.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ def register() -> None:
 
 
 class ChunkMessage(ConsumerMessage):
-    """One chunk as the message Faust carries; `offset` is the chunk's last, so stock bookkeeping holds."""
+    """A chunk as Faust's message; `offset` is the chunk's last, so stock bookkeeping holds."""
 
     __slots__ = ("chunk", "epoch")
 
@@ -79,7 +79,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             self._waiter.set_result(None)
 
     async def seek_sources(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Seek every partition to its committed offset, or to its beginning where none is committed.
+        """Seek partitions to their committed offsets, or to the beginning where none is committed.
 
         One request for all (aiokafka's own `seek_to_committed` sends one per partition).
         """
@@ -95,7 +95,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             if 0 <= offset < beginning:
                 end_process(
                     ExitCode.HOLE,
-                    "%s partition %d: offset %d is the next to read, but the topic now starts at %d: the records between "
+                    "%s partition %d: offset %d is the next to read, but the topic now starts at "
+                    "%d: the records between "
                     "were deleted before they were read. Restore them, or accept the loss with "
                     "kafka-consumer-groups --reset-offsets --to-earliest, then start again.",
                     tp.topic,
@@ -135,7 +136,7 @@ class Consumer(driver.Consumer):
     # --- delivery (faults: holes-after-rebalance, live-active-set)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ChunkMessage]]:
-        """Yield fetched chunks; one that does not follow the one before it is read again from there."""
+        """Yield fetched chunks; where one does not follow the last, read again from there."""
         records, _ = await self._wait_next_records(timeout)
         epoch, acks_enabled_for = self.epoch, self.app.topics.acks_enabled_for
         if not records or self.should_stop:
@@ -188,7 +189,8 @@ class Consumer(driver.Consumer):
         return message
 
     async def _wait_next_records(self, timeout: float) -> Any:
-        # Stock sleeps a whole second when no partition is active: a moved partition would stall that long.
+        # Stock sleeps a whole second when no partition is active: a moved partition would
+        # stall that long.
         while self.flow_active and not self.should_stop and not self._get_active_partitions():
             self._room.clear()
             await self.wait_first(self._room.wait(), self.suspend_flow.wait(), timeout=1.0)
@@ -224,7 +226,7 @@ class Consumer(driver.Consumer):
         return [tp for tp in self._inflight if topics is None or tp in topics or tp.topic in topics]
 
     def _new_offset(self, tp: TP) -> int | None:
-        """Return the offset behind the longest acknowledged run of chunks, counted from the oldest in flight."""
+        """Return the offset behind the acknowledged run of chunks that begins with the oldest."""
         waiting, offset = self._inflight[tp], None
         while waiting and waiting[0].acked:
             offset = waiting.popleft().chunk.next_offset
@@ -238,7 +240,7 @@ class Consumer(driver.Consumer):
         self._restart_at({partition: offset})
 
     async def perform_seek(self) -> None:
-        """Seek every source partition to what is committed; everything behind it will be read again."""
+        """Seek every source partition to what is committed; all behind it is read again."""
         tps = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
         offsets = await self._thread.call_thread(self._thread.seek_sources, tps)
         for tp, offset in offsets.items():
@@ -285,7 +287,7 @@ class Consumer(driver.Consumer):
     async def _in_main_loop(
         self, loop: Any, callback: Callable[..., Awaitable[None]], *args: Any
     ) -> None:
-        """Like stock, but the consumer thread does not wait for a main loop that is shutting down."""
+        """Like stock, but without waiting for a main loop that is shutting down."""
         if self.app.should_stop:
             return
         promise = await self._method_queue.call(loop.create_future(), callback, *args)
