@@ -173,8 +173,7 @@ class HotRows:
         return np.array(taken, np.int64)
 
     def _evict(self, n: int) -> None:
-        """Drop up to n rows that the store holds and this batch does not use, longest unused "
-        "first."""
+        """Drop up to n rows that the store holds and no one uses now, longest unused first."""
         idle = (self._partition >= 0) & ~self._moved & (self._unsettled == 0)
         slots = np.flatnonzero(idle & (self._used_at < self._clock))
         if len(slots) > n:

@@ -187,8 +187,7 @@ class Checkpointer:
             self._at_stage(stage)
 
     async def fence(self, number: int) -> OwnedPartition:
-        """Take the partition: what an older owner writes to its changelog is refused from here "
-        "on."""
+        """Take the partition: from here on an older owner's writes are refused."""
         producer = AIOKafkaProducer(
             **self._options.kafka,
             transactional_id=f"{self._options.app_id}-{number}",

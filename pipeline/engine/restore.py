@@ -112,8 +112,7 @@ class ChangelogReader:
     def _continuation(
         self, partition: int, position: int | None, begin: int, end: int
     ) -> set[bytes] | None:
-        """Return an empty set, and log why, where the changelog does not continue the local "
-        "rows."""
+        """Return an empty set, and log why, where changelog and local rows do not meet."""
         if position is None:
             return None
         if position >= end:
