@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import ModelConfig
+from models.dropout import dropout
 from models.scan import PackedLayout, scan_time_major
 from models.shapes import Channels, PackedRows
 
@@ -81,7 +82,7 @@ class LinearRecurrentUnit(nn.Module):
             layout,
         )
         y = F.linear(torch.view_as_real(h).flatten(1), self.out_weight, self.out_bias)
-        return self.norm(F.dropout(y, self.dropout, self.training) + x)  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
+        return self.norm(dropout(y, self.dropout, self.training) + x)  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
 
 
 class FeedForward(nn.Module):
@@ -100,9 +101,9 @@ class FeedForward(nn.Module):
     def forward(self, x: PackedRows) -> PackedRows:
         """Map each row by itself."""
         inner = F.gelu(F.linear(x, self.weight_1, self.bias_1))
-        inner = F.dropout(inner, self.dropout, self.training)
+        inner = dropout(inner, self.dropout, self.training)
         y = F.linear(inner, self.weight_2, self.bias_2)
-        return self.norm(F.dropout(y, self.dropout, self.training) + x)  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
+        return self.norm(dropout(y, self.dropout, self.training) + x)  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
 
 
 class Block(nn.Module):

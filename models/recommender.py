@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import ModelConfig
+from models.dropout import dropout
 from models.lru import Block
 from models.scan import PackedLayout
 from models.shapes import PackedItems, PackedRows, PackedScores, SegmentLengths
@@ -80,7 +81,7 @@ class Recommender(nn.Module):
     def forward_time_major(self, items: PackedItems, layout: PackedLayout) -> PackedRows:
         """Do what `forward` does for items and outputs that lie time-major: no reordering."""
         x: Tensor = F.embedding(items, self.item_embedding)
-        x = self.embedding_norm(F.dropout(x, self.config.dropout, self.training))
+        x = self.embedding_norm(dropout(x, self.config.dropout, self.training))
         for block in self.blocks:
             x = block(x, layout)
         return x
