@@ -1,0 +1,349 @@
+"""Every metric of ours; `pipeline.metrics_server` shows them.
+
+Metrics live on a registry that is passed in, are attributes of one class per process kind, and have
+their label values made at the start, so that zero is visible. Labels are closed sets, never a user
+or an item. Timestamps are exported as timestamps; ages are for the query.
+"""
+
+import platform
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pipeline.errors import DeadReason
+from pipeline.metrics_server import MetricsServer, serve
+from state.store import StoreStats
+
+__all__ = ["ArrayHistogram", "Metrics", "MetricsServer", "TrainerMetrics", "serve"]
+
+MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
+
+STAGES = ("decode", "load", "rank", "encode")
+EVENT_RESULTS = ("applied", "unknown_item", "duplicate", "skipped", "dead")
+SOURCES = ("model", "cold_start", "fallback")
+METHODS = ("model", "popularity", "repeat_last")
+
+# A stage of a micro-batch takes from a tenth of a millisecond to some ten; a second is trouble.
+STAGE_BUCKETS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+# Dense around what is promised, a median under 20 ms and 99 % under 50 ms; 10 s for a catch-up.
+DELAY_BUCKETS_S = (
+    1e-3,
+    2e-3,
+    5e-3,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+)
+CHECKPOINT_BUCKETS_S = (5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+# Restores and swaps are rare and take seconds, a large restore minutes.
+LONG_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
+TRAINING_BUCKETS_S = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600)
+
+
+class Metrics:
+    """What a worker measures. Safe to use from several threads.
+
+    Args:
+        registry: Where they are registered; one instance per registry.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        _register_build(registry)
+        own: dict[str, Any] = {"registry": registry}
+        self.events = _by_label(
+            Counter(
+                "lrurec_events", "Records consumed, each once by its result", ["result"], **own
+            ),
+            EVENT_RESULTS,
+        )
+        self.dead_events = _by_label(
+            Counter("lrurec_dead_events", "Records sent to the dead letters", ["reason"], **own),
+            DeadReason,
+        )
+        self.late_events = Counter(
+            "lrurec_late_events", "Events older than one that their user had before", **own
+        )
+        self.last_event_timestamp = Gauge(
+            "lrurec_last_event_timestamp_seconds", "Latest time of an applied event", **own
+        )
+        self.batch_events = Histogram(
+            "lrurec_batch_events", "Records in a micro-batch", buckets=COUNT_BUCKETS, **own
+        )
+        self.stage_seconds = _by_label(
+            Histogram(
+                "lrurec_stage_seconds",
+                "Time of a micro-batch in a stage",
+                ["stage"],
+                buckets=STAGE_BUCKETS_S,
+                **own,
+            ),
+            STAGES,
+        )
+        self.event_to_recommendation = ArrayHistogram(
+            "lrurec_event_to_recommendation_seconds",
+            "From a record's timestamp to the sending of its recommendation",
+            DELAY_BUCKETS_S,
+            registry,
+        )
+        self.recommendations = _by_label(
+            Counter("lrurec_recommendations", "Recommendations made", ["source"], **own), SOURCES
+        )
+        self.short_recommendations = Counter(
+            "lrurec_short_recommendations", "Recommendations of fewer than K items", **own
+        )
+        self.stale_states_served = Counter(
+            "lrurec_stale_states_served",
+            "Recommendations from a state of other weights than the serving ones; always 0",
+            **own,
+        )
+        self.states_rebuilt = Counter(
+            "lrurec_states_rebuilt", "States computed anew from the items they remember", **own
+        )
+        self.model_version = Gauge(
+            "lrurec_model_version", "Version of the serving release; 0: none", **own
+        )
+        self.model_swaps = _by_label(
+            Counter(
+                "lrurec_model_swaps", "Announced releases by what came of them", ["result"], **own
+            ),
+            ("loaded", "rejected"),
+        )
+        self.model_swap_seconds = Histogram(
+            "lrurec_model_swap_seconds",
+            "Time to load and check a release, beside the serving one",
+            buckets=LONG_BUCKETS_S,
+            **own,
+        )
+        self.checkpoint_rows = Histogram(
+            "lrurec_checkpoint_rows", "Rows in a checkpoint", buckets=COUNT_BUCKETS, **own
+        )
+        self.checkpoint_seconds = Histogram(
+            "lrurec_checkpoint_seconds",
+            "Time of a partition's checkpoint until all of it is durable",
+            buckets=CHECKPOINT_BUCKETS_S,
+            **own,
+        )
+        self.restored_rows = Counter(
+            "lrurec_restore_rows", "Rows read from the changelog on assignment", **own
+        )
+        self.restore_seconds = Histogram(
+            "lrurec_restore_seconds",
+            "Time from an assignment until its partitions flow",
+            buckets=LONG_BUCKETS_S,
+            **own,
+        )
+        self.partitions_owned = Gauge("lrurec_partitions_owned", "Partitions of this worker", **own)
+        self.consumer_lag = Gauge(
+            "lrurec_consumer_lag_events",
+            "Records of an owned partition that are not answered yet",
+            ["partition"],
+            **own,
+        )
+        self.hot_rows = Gauge("lrurec_hot_rows", "States held on the device", **own)
+        self.hot_row_reads = _by_label(
+            Counter("lrurec_hot_row_reads", "Look-ups of states on the device", ["result"], **own),
+            ("hit", "miss"),
+        )
+        self.prequential_events = Counter(
+            "lrurec_prequential_events", "Events that the list before them was held against", **own
+        )
+        self.prequential_hits = _by_label(
+            Counter(
+                "lrurec_prequential_hits",
+                "Of these, events whose item was in the list that the method gave before it",
+                ["method"],
+                **own,
+            ),
+            METHODS,
+        )
+        self._registry = registry
+        self._lagging: set[int] = set()
+
+    def observe_stages(self, stages: Sequence[str], seconds: Iterable[float]) -> None:
+        """Note how long each stage of a micro-batch took."""
+        for stage, elapsed_s in zip(stages, seconds, strict=True):
+            self.stage_seconds[stage].observe(elapsed_s)
+
+    def count_events(
+        self,
+        *,
+        applied: int,
+        duplicate: int,
+        skipped: int,
+        unknown_item: int,
+        dead: Mapping[DeadReason, int],
+    ) -> None:
+        """Count a micro-batch's records.
+
+        Args:
+            applied: Events that were new, those of unknown items among them.
+            duplicate: Events that had been applied before.
+            skipped: Records whose event type does not count.
+            unknown_item: Of the applied ones, those whose item the model does not know.
+            dead: Records that were no events, by reason.
+        """
+        self.events["applied"].inc(applied - unknown_item)
+        self.events["unknown_item"].inc(unknown_item)
+        self.events["duplicate"].inc(duplicate)
+        self.events["skipped"].inc(skipped)
+        self.events["dead"].inc(sum(dead.values()))
+        for reason, number in dead.items():
+            self.dead_events[reason].inc(number)
+        self.batch_events.observe(applied + duplicate + skipped + sum(dead.values()))
+
+    def count_recommendations(self, by_source: Mapping[str, int], *, short: int) -> None:
+        """Count recommendations by source, and those of them that have fewer than K items."""
+        for source, number in by_source.items():
+            self.recommendations[source].inc(number)
+        self.short_recommendations.inc(short)
+
+    def count_hot_rows(self, hits: int, misses: int, held: int) -> None:
+        """Count look-ups of states on the device, and set how many it holds."""
+        self.hot_row_reads["hit"].inc(hits)
+        self.hot_row_reads["miss"].inc(misses)
+        self.hot_rows.set(held)
+
+    def count_checkpoint(self, rows: int, seconds: float) -> None:
+        """Note one checkpoint of one partition."""
+        self.checkpoint_rows.observe(rows)
+        self.checkpoint_seconds.observe(seconds)
+
+    def set_lag(self, lags: Mapping[int, int]) -> None:
+        """Set the lag of every owned partition; the series of others end."""
+        for partition in self._lagging - lags.keys():
+            self.consumer_lag.remove(str(partition))
+        self._lagging = set(lags)
+        for partition, lag in lags.items():
+            self.consumer_lag.labels(str(partition)).set(lag)
+
+    def watch_store(self, stats: StoreStats) -> None:
+        """Export what a store counts itself, read whenever the metrics are."""
+        self._registry.register(_StoreCollector(stats))
+
+
+class TrainerMetrics:
+    """What a trainer measures.
+
+    Args:
+        registry: Where they are registered; one instance per registry.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        _register_build(registry)
+        own: dict[str, Any] = {"registry": registry}
+        self.runs = _by_label(
+            Counter("lrurec_train_runs", "Trainings by what came of them", ["result"], **own),
+            ("released", "rejected", "failed"),
+        )
+        self.seconds = Histogram(
+            "lrurec_train_seconds",
+            "Time of a training from reading the topic to the announcement",
+            buckets=TRAINING_BUCKETS_S,
+            **own,
+        )
+        self.steps = Counter("lrurec_train_steps", "Steps of the optimiser", **own)
+        self.loss = Gauge("lrurec_train_loss", "Mean loss of the last epoch, in nats", **own)
+        self.events = Gauge("lrurec_train_events", "Events of the last training", **own)
+        self.recall = _by_label(
+            Gauge(
+                "lrurec_train_recall_ratio",
+                "Recall@10 of the last training on held-out last items",
+                ["method"],
+                **own,
+            ),
+            ("model", "popularity"),
+        )
+        self.last_release_timestamp = Gauge(
+            "lrurec_train_last_release_timestamp_seconds", "When the last release was made", **own
+        )
+
+
+class ArrayHistogram(Collector):
+    """A histogram that takes many values at once, for what is measured per event.
+
+    Args:
+        name: With its unit.
+        documentation: For # HELP.
+        buckets: Upper bounds, rising; the last one, infinity, goes without saying.
+        registry: Where it is registered.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation = name, documentation
+        self._bounds = np.asarray(buckets, dtype=np.float64)
+        self._counts = np.zeros(len(buckets) + 1, dtype=np.int64)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+        registry.register(self)
+
+    def observe_many(self, values: NDArray[np.float64]) -> None:
+        """Count values (n,); a negative one, from clocks that disagree, counts as 0."""
+        values = np.maximum(values, 0.0)
+        at = np.searchsorted(self._bounds, values, side="left")
+        counts = np.bincount(at, minlength=len(self._counts))
+        with self._lock:
+            self._counts += counts
+            self._sum += float(values.sum())
+
+    def describe(self) -> list[Metric]:
+        """Name the series that `collect` gives."""
+        return [HistogramMetricFamily(self._name, self._documentation)]
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the series."""
+        with self._lock:
+            cumulative, total = np.cumsum(self._counts).tolist(), self._sum
+        bounds = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
+        buckets = list(zip(bounds, cumulative, strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
+
+
+class _StoreCollector(Collector):
+    def __init__(self, stats: StoreStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats
+        counts = {
+            "rows_read": (stats.rows_read, "Rows asked of the store"),
+            "rows_missed": (stats.rows_missed, "Of these, rows that it did not have"),
+            "rows_written": (stats.rows_written, "Rows written to the store"),
+            "rows_deleted": (stats.rows_deleted, "Rows deleted from the store"),
+            "written_bytes": (stats.bytes_written, "Keys and rows written to the store"),
+            "batches_written": (stats.batches_written, "Atomic batches written to the store"),
+        }
+        for name, (value, documentation) in counts.items():
+            yield CounterMetricFamily(f"lrurec_store_{name}", documentation, value)
+
+
+def _by_label(metric: MetricT, values: Iterable[str]) -> dict[str, MetricT]:
+    return {str(value): metric.labels(str(value)) for value in values}
+
+
+def _register_build(registry: CollectorRegistry) -> None:
+    packages = {"version": "lrurec-stream", "torch": "torch", "faust": "faust-streaming"}
+    build = Info("lrurec_build", "What runs", registry=registry)
+    build.info(
+        {name: metadata.version(package) for name, package in packages.items()}
+        | {"python": platform.python_version()}
+    )

@@ -1,0 +1,108 @@
+"""A small HTTP server for Prometheus and for health checks."""
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
+
+from pipeline.errors import PortTaken, SettingsInvalid
+
+Answer = Callable[[], tuple[bool, str]]
+
+
+class MetricsServer:
+    """Answers over HTTP in threads of its own until it is closed; see `serve`.
+
+    Attributes:
+        port: Where it listens.
+    """
+
+    def __init__(self, server: WSGIServer) -> None:
+        self.port = server.server_port
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.serve_forever, name="metrics", kwargs={"poll_interval": 0.1}, daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def serve(
+    registry: CollectorRegistry, host: str, port: int, *, health: Answer, ready: Answer
+) -> MetricsServer | None:
+    """Answer /metrics, /healthz and /readyz; None where port is 0, which is off.
+
+    Args:
+        registry: What /metrics shows.
+        host: The address to listen on.
+        port: The port to listen on.
+        health: Whether the process is fine, and a line about it; asked for every /healthz, in a
+            thread of the server. No is answered with status 503.
+        ready: The same for /readyz: whether it does its work now.
+
+    Raises:
+        PortTaken: Another program listens there.
+        SettingsInvalid: The address is none of this machine, or the port is not allowed.
+    """
+    if port == 0:
+        return None
+    disable_created_metrics()  # a second series for every counter, which nobody here asks for
+    metrics: WSGIApplication = make_wsgi_app(registry)
+    answers = {"/healthz": health, "/readyz": ready}
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return metrics(environ, start_response)
+        if path in answers:
+            good, line = answers[path]()
+            status = "200 OK" if good else "503 Service Unavailable"
+        else:
+            status, line = "404 Not Found", "there are /metrics, /healthz and /readyz"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{line}\n".encode()]
+
+    server_class = _Server6 if ":" in host else _Server
+    try:
+        server = make_server(host, port, answer, server_class, _Handler)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            msg = (
+                f"metrics.port: another program listens on {host}:{port}; choose another port or 0"
+            )
+            raise PortTaken(msg) from error
+        msg = f"metrics.host and metrics.port: cannot listen on {host}:{port}: {error.strerror}"
+        raise SettingsInvalid(msg) from error
+    return MetricsServer(server)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # Not the parent's: it asks DNS for this machine's name, which may take long or fail.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # seconds that a client may take for its request
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a scrape is no news."""
