@@ -246,23 +246,54 @@ def read_partitions(
     }
     if not missing:
         return
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, kafka_errors(f"reading {topic}", kafka):
+        reader = runner.run(_start_reader(kafka, list(missing), positions, committed=committed))
         try:
-            reader = runner.run(_start_reader(kafka, missing, positions, committed=committed))
-            try:
-                while missing:
-                    for records in runner.run(_next_records(reader, kafka, missing)):
-                        yield from records
-            finally:
-                runner.run(reader.stop())
-        except aiokafka.errors.KafkaError as exc:
-            msg = f"reading {topic} at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
-            raise BrokerUnavailable(msg) from exc
+            while missing:
+                for records in runner.run(_next_records(reader, kafka, missing)):
+                    yield from records
+        finally:
+            runner.run(reader.stop())
+
+
+def follow_topic(kafka: KafkaSettings, topic: str, *, from_start: bool = False) -> Iterator[Record]:
+    """Follow a topic without end, from its end as it is at this call or from its first record.
+
+    Belongs to no consumer group. A Kafka that goes away is waited for. Not for use in a coroutine.
+
+    Raises:
+        BrokerUnavailable: No answer at the start.
+        TopicMismatch: There is no such topic.
+    """
+    positions = first_offsets(kafka, topic) if from_start else end_offsets(kafka, topic)
+    return _follow(kafka, topic, positions)
+
+
+def _follow(kafka: KafkaSettings, topic: str, positions: Mapping[int, int]) -> Iterator[Record]:
+    partitions = [aiokafka.TopicPartition(topic, partition) for partition in positions]
+    with asyncio.Runner() as runner, kafka_errors(f"following {topic}", kafka):
+        reader = runner.run(_start_reader(kafka, partitions, positions, committed=False))
+        try:
+            while True:
+                for records in runner.run(reader.getmany(timeout_ms=READ_WAIT_MS)).values():
+                    yield from records
+        finally:
+            runner.run(reader.stop())
+
+
+@contextmanager
+def kafka_errors(doing: str, kafka: KafkaSettings) -> Iterator[None]:
+    """Let any error of aiokafka inside leave as `BrokerUnavailable`, with what was being done."""
+    try:
+        yield
+    except aiokafka.errors.KafkaError as exc:
+        msg = f"{doing} at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
+        raise BrokerUnavailable(msg) from exc
 
 
 async def _start_reader(
     kafka: KafkaSettings,
-    missing: Mapping[aiokafka.TopicPartition, int],
+    partitions: Sequence[aiokafka.TopicPartition],
     positions: Mapping[int, int],
     *,
     committed: bool,
@@ -275,8 +306,8 @@ async def _start_reader(
     )
     try:
         await reader.start()
-        reader.assign(list(missing))
-        for tp in missing:
+        reader.assign(partitions)
+        for tp in partitions:
             reader.seek(tp, positions[tp.partition])
     except BaseException:
         await reader.stop()
@@ -302,6 +333,7 @@ async def _next_records(
             if records[-1].offset >= missing[tp]
             else records
             for tp, records in fetched.items()
+            if tp in missing
         ]
         positions = {tp: await reader.position(tp) for tp in missing}
         for tp, position in positions.items():

@@ -173,6 +173,16 @@ def create_topics(settings: Settings) -> list[str]:
     return list(wanted)
 
 
+def existing_topics(settings: Settings) -> dict[str, int]:
+    """Return the topics of these settings that exist, with their partition counts.
+
+    Raises:
+        BrokerUnavailable: No answer from Kafka.
+    """
+    with kafka_admin(settings.kafka) as admin:
+        return _partition_counts(admin, all_topics(settings))
+
+
 def check_topics(settings: Settings) -> list[Difference]:
     """Compare every topic with what it should be, the gravest differences first.
 
@@ -216,7 +226,8 @@ def _wanted(settings: Settings, existing: Mapping[str, int]) -> tuple[Topic, ...
 def _partition_counts(admin: KafkaAdminClient, topics: tuple[Topic, ...]) -> dict[str, int]:
     """Return the partition count of each topic that exists."""
     described = admin.describe_topics([topic.name for topic in topics])
-    return {topic["name"]: len(topic["partitions"]) for topic in described if topic["partitions"]}
+    counts = {topic["name"]: len(topic["partitions"]) for topic in described}
+    return {topic.name: counts[topic.name] for topic in topics if counts.get(topic.name)}
 
 
 def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference]:
