@@ -14,7 +14,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,7 @@ from rocksdict import (
 )
 
 from state.errors import StateCorrupt, StateError, StateFormatUnknown, StoreLocked
+from state.manifest import ManifestFloor
 from state.store import StoreStats, not_open
 
 _POSITION_KEY = b"\x00position"
@@ -85,6 +86,7 @@ class RocksStore:
         self._cache = Cache(self._options.block_cache_bytes)
         self._write_buffers = WriteBufferManager(self._options.write_buffer_bytes, False)
         self._databases: dict[int, Rdict] = {}
+        self._floors: dict[int, ManifestFloor] = {}
         self._lock: int | None = None
         self._hold_folder()
 
@@ -100,28 +102,43 @@ class RocksStore:
             return
         self._hold_folder()
         path = self._folder(partition)
+        floor = ManifestFloor(path)
         options = self._database_options()
+        complaint = floor.complaint()
+        if complaint is not None:
+            raise _damaged(path, complaint)
         with _border(path):
             # Without column_families, rocksdict would prefer the options of the last open,
             # with a block cache of their own.
             self._databases[partition] = Rdict(
                 str(path), options, column_families={"default": options}
             )
+        self._floors[partition] = floor
+        floor.note()
 
     def close(self, partition: int) -> None:
-        """Release a partition's files and keep its rows; nothing happens if it is closed."""
+        """Release a partition's files and keep its rows; nothing happens if it is closed.
+
+        Raises:
+            StateError: Rows in memory could not become a table file. The files are released all
+                the same, and the rows are in the write-ahead log.
+        """
         database = self._databases.pop(partition, None)
         if database is not None:
             with _border(self._folder(partition)):
                 database.close()
+            self._floors.pop(partition).note()
 
     def close_all(self) -> None:
-        """Close every partition and let go of the folder; `open` takes it again."""
-        for partition in self.partitions():
-            self.close(partition)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Close every partition and let go of the folder; `open` takes it again.
+
+        Raises:
+            StateError: As of `close`, for one of the partitions; all are closed all the same.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._release_folder)
+            for partition in self.partitions():
+                stack.callback(self.close, partition)
 
     def destroy(self, partition: int) -> None:
         """Close a partition, open or not, and remove all of it, the position too."""
@@ -165,6 +182,7 @@ class RocksStore:
             batch.put(_POSITION_KEY, _POSITION.pack(_POSITION_VERSION, position))
         with _border(self._folder(partition)):
             database.write(batch)
+        self._floors[partition].note()
         self.stats.count_written(written)
 
     def position(self, partition: int) -> int | None:
@@ -208,11 +226,14 @@ class RocksStore:
         rows: list[tuple[bytes, bytes]] = []
         with _border(self._folder(partition)):
             iterator = database.iter()
-            iterator.seek(start)
-            while len(rows) < _SCAN_ROWS and iterator.valid():
-                rows.append((iterator.key(), iterator.value()))
-                iterator.next()
-            iterator.status()  # a damaged block ends an iterator as the last row does
+            try:
+                iterator.seek(start)
+                while len(rows) < _SCAN_ROWS and iterator.valid():
+                    rows.append((iterator.key(), iterator.value()))
+                    iterator.next()
+                iterator.status()  # a damaged block ends an iterator as the last row does
+            finally:
+                del iterator  # an error would keep it alive, and with it the files open
         return rows
 
     def _opened(self, partition: int) -> Rdict:
@@ -269,6 +290,11 @@ class RocksStore:
         for removed in self._path.glob("partition-*.removed"):
             shutil.rmtree(removed)
 
+    def _release_folder(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
 
 @contextmanager
 def _border(path: Path) -> Iterator[None]:
@@ -285,9 +311,12 @@ def _border(path: Path) -> Iterator[None]:
         if said.startswith("IO error") and "No such file" not in said:
             msg = f"{path}: the operating system refuses: {said}"
             raise StateError(msg) from exc
-        msg = (
-            f"{path}: expected the files of a state store, got damaged ones ({said}); stop the "
-            f"worker, remove this folder and start again: the partition is then restored from "
-            f"its changelog"
-        )
-        raise StateCorrupt(msg) from exc
+        raise _damaged(path, said) from exc
+
+
+def _damaged(path: Path, said: str) -> StateCorrupt:
+    return StateCorrupt(
+        f"{path}: expected the files of a state store, got damaged ones ({said}); stop the "
+        f"worker, remove this folder and start again: the partition is then restored from its "
+        f"changelog"
+    )

@@ -1,0 +1,159 @@
+"""The store on disk under kill -9, and with two processes: always with real ones."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from state.errors import StateCorrupt, StoreLocked
+from state.rocks import RocksOptions, RocksStore
+
+SMALL = RocksOptions(write_buffer_bytes=2**20, block_cache_bytes=2**20)  # 128 KB a memtable
+USERS = 300
+BATCH = 20
+PADDING = b"x" * 1000
+
+WRITER = """
+import sys
+from pathlib import Path
+from state.rocks import RocksOptions, RocksStore
+from tests.property.test_state_crashes import SMALL, batch
+
+print("opening", flush=True)
+store = RocksStore(Path(sys.argv[1]), SMALL)
+store.open(0)
+position = store.position(0)
+n = 0 if position is None else position + 1
+while True:
+    store.write(0, batch(n), n)
+    print(n, flush=True)
+    n += 1
+"""
+
+
+def batch(n: int) -> list[tuple[bytes, bytes | None]]:
+    """The n-th batch: changed, new and deleted rows, all of which say n."""
+    rows: list[tuple[bytes, bytes | None]] = [
+        (b"%d" % ((n * 7 + i) % USERS), b"%d " % n + PADDING) for i in range(BATCH)
+    ]
+    return [*rows, (b"%d" % (n * 11 % USERS), None)]
+
+
+def rows_at(position: int | None) -> dict[bytes, bytes]:
+    """All rows after the batches up to a position, by a plain dict."""
+    rows: dict[bytes, bytes] = {}
+    for n in range(-1 if position is None else position + 1):
+        for key, row in batch(n):
+            if row is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = row
+    return rows
+
+
+@contextmanager
+def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that writes batch after batch; killed at the end at the latest."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def write_and_kill(folder: Path, *, batches: int, then_s: float) -> int | None:
+    """Let a process open a store and write some batches, kill it a moment later.
+
+    Returns:
+        The last batch that it told, None if it told none.
+    """
+    with writer(folder) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(1 + batches)]
+        time.sleep(then_s)
+        process.kill()
+        told += process.stdout.readlines()
+    return int(told[-1]) if len(told) > 1 else None
+
+
+def test_kill_9_never_parts_rows_from_their_position(tmp_path: Path) -> None:
+    """After each kill the rows are those of the batches up to the position, none lost, no other."""
+    moments = random.Random(20260101)
+    for _ in range(5):
+        told = write_and_kill(
+            tmp_path / "states", batches=moments.randint(1, 400), then_s=moments.random() / 20
+        )
+
+        store = RocksStore(tmp_path / "states", SMALL)
+        store.open(0)
+        position = store.position(0)
+
+        assert told is not None
+        assert position in (told, told + 1)  # the last may have been written and not told
+        assert dict(store.scan(0)) == rows_at(position)
+        store.close_all()
+
+
+def test_kill_9_while_a_store_opens_loses_nothing(tmp_path: Path) -> None:
+    """RocksDB replays its log at a start; a start that was cut short is as if it never was."""
+    moments = random.Random(20260102)
+    before = write_and_kill(tmp_path / "states", batches=100, then_s=0)
+    for _ in range(5):
+        told = write_and_kill(tmp_path / "states", batches=0, then_s=moments.random() / 40)
+        before = told or before
+
+    store = RocksStore(tmp_path / "states", SMALL)
+    store.open(0)
+    position = store.position(0)
+
+    assert position is not None
+    assert before is not None
+    assert position >= before
+    assert dict(store.scan(0)) == rows_at(position)
+    store.close_all()
+
+
+def test_a_folder_belongs_to_one_process_until_it_is_gone(tmp_path: Path) -> None:
+    """A second process is told whose the folder is; kill -9 of the first sets it free at once."""
+    with writer(tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "opening\n"
+        assert process.stdout.readline() == "0\n"
+
+        with pytest.raises(StoreLocked, match=rf"{tmp_path} is in use by process {process.pid}:"):
+            RocksStore(tmp_path)
+
+        process.kill()
+        process.wait()
+        RocksStore(tmp_path).close_all()
+
+
+def test_a_manifest_cut_after_a_crash_is_not_taken_for_a_younger_one(tmp_path: Path) -> None:
+    """Tables that the MANIFEST no longer lists are missed, at whichever entry it ends."""
+    told = write_and_kill(tmp_path / "states", batches=400, then_s=0)
+    manifest = (tmp_path / "states" / "partition-0" / "CURRENT").read_text().strip()
+    shutil.copytree(tmp_path / "states", tmp_path / "cut")
+    whole = (tmp_path / "cut" / "partition-0" / manifest).read_bytes()
+    floor = (tmp_path / "cut" / "partition-0" / "manifest-floor").read_text().split()
+    assert floor[0] == manifest
+
+    for end in range(0, int(floor[1]), 23):
+        (tmp_path / "cut" / "partition-0" / manifest).write_bytes(whole[:end])
+        damaged = RocksStore(tmp_path / "cut", SMALL)
+        with pytest.raises(StateCorrupt, match=rf"partition-0: .* of {manifest}, got {end}\b"):
+            damaged.open(0)
+        damaged.close_all()
+
+    intact = RocksStore(tmp_path / "states", SMALL)
+    intact.open(0)
+    assert told is not None
+    assert intact.position(0) in (told, told + 1)
+    intact.close_all()
