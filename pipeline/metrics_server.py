@@ -57,7 +57,8 @@ def serve(
     """
     if port == 0:
         return None
-    disable_created_metrics()  # a second series for every counter, which nobody here asks for
+    # A second series for every counter, which nobody here asks for.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library types it not
     metrics: WSGIApplication = make_wsgi_app(registry)
     answers = {"/healthz": health, "/readyz": ready}
 

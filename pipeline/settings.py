@@ -260,7 +260,8 @@ class FieldSettings:
         )
         _check_positive("fields", {"max_id_bytes": self.max_id_bytes})
         future = self.max_future_s
-        _check(future >= 0, "fields.max_future_s", "at least 0", future)
+        finite = math.isfinite(future) and future >= 0
+        _check(finite, "fields.max_future_s", "at least 0, and finite", future)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,8 +337,8 @@ class RecommendSettings:
     """Leave out the items that the state row remembers of the user."""
 
     prequential: bool = True
-    """Measure, for every event, whether the list in force before it held its item, beside popularity
-    and repeat-last."""
+    """Measure, for every event, whether the list in force before it held its item, beside
+    popularity and repeat-last."""
 
     ring: int | None = None
     """Recent items that a state row remembers; None: model.max_length."""

@@ -1,0 +1,279 @@
+import ast
+import inspect
+from dataclasses import FrozenInstanceError, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from pipeline import settings as settings_module
+from pipeline.environment import environment_flags, settings_fields, variable_name
+from pipeline.errors import SettingsInvalid
+from pipeline.settings import (
+    BrokerSettings,
+    FieldSettings,
+    KafkaSettings,
+    LogSettings,
+    MetricsSettings,
+    ModelSettings,
+    RecommendSettings,
+    Settings,
+    SettingsFlags,
+    TopicSettings,
+    TrainerSettings,
+    WorkerSettings,
+    parse_command,
+    settings_flags,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Do something with a file."""
+
+    file: tyro.conf.Positional[Path]
+    """The file."""
+    json: Path | None = None
+    """Where the result goes."""
+    settings: SettingsFlags = field(default_factory=Settings)
+
+
+def parse(*argv: str, **environ: str) -> Command:
+    return parse_command(Command, argv, prog="lrurec something", environ=environ)
+
+
+def test_flags_come_before_the_environment_and_that_before_defaults() -> None:
+    """The same setting given in both ways takes the flag's value; one given nowhere its default."""
+    command = parse(
+        "FILE",
+        "--metrics.port",
+        "1",
+        LRUREC_METRICS__PORT="2",
+        LRUREC_METRICS__HOST="0.0.0.0",
+        PATH="/bin",
+    )
+
+    assert command.settings.metrics == MetricsSettings(port=1, host="0.0.0.0")
+    assert command.settings.kafka == KafkaSettings()
+    assert (command.file, command.json) == (Path("FILE"), None)
+
+
+@pytest.mark.parametrize("value", ["a:1,b:2", " a:1, b:2", "a-b:1"])
+def test_a_variable_arrives_as_it_is(value: str) -> None:
+    """Commas and blanks in a variable of a plain text setting are part of the text."""
+    assert parse("F", LRUREC_KAFKA__BOOTSTRAP_SERVERS=value).settings.kafka == KafkaSettings(
+        bootstrap_servers=value
+    )
+
+
+@pytest.mark.parametrize("value", ["--json", "-1", "a=b", "", "None of them", "x\ny"])
+def test_a_variable_is_never_taken_for_another_flag(value: str) -> None:
+    """Dashes, equal signs, line ends and the empty text reach the setting."""
+    assert parse("F", LRUREC_KAFKA__USERNAME=value).settings.kafka.username == value
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("view", ("view",)),
+        ("view,add to cart", ("view", "add to cart")),
+        (" view , cart ", ("view", "cart")),
+        ('"a,b",c', ("a,b", "c")),
+        ("-x,--y", ("-x", "--y")),
+        ("", ()),
+    ],
+)
+def test_names_are_separated_by_commas(value: str, names: tuple[str, ...]) -> None:
+    """A list is one argument, in flag and variable alike: it leaves the file behind it alone."""
+    by_variable = parse("FILE", LRUREC_FIELDS__ACCEPTED_EVENT_TYPES=value)
+    by_flag = parse(f"--fields.accepted-event-types={value}", "FILE")
+
+    assert by_variable.settings.fields.accepted_event_types == names
+    assert by_flag == by_variable
+    assert by_variable.file == Path("FILE")
+
+
+def test_true_and_false_are_values_of_a_flag() -> None:
+    """A yes-or-no setting takes True or False, in a flag and in a variable alike."""
+    assert parse("F", "--recommend.exclude-seen", "True").settings.recommend.exclude_seen is True
+    assert parse("F", LRUREC_RECOMMEND__EXCLUDE_SEEN="True").settings.recommend.exclude_seen is True
+
+
+def test_none_switches_an_optional_setting_off() -> None:
+    """The word None stands for no value."""
+    assert parse("F", LRUREC_TRAINER__PERIOD_S="None").settings.trainer.period_s is None
+    assert parse("F", "--fields.timestamp", "None").settings.fields.timestamp is None
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("LRUREC_KAFKA__BOOTSTRAP_SERVER", "LRUREC_KAFKA__BOOTSTRAP_SERVERS"),
+        ("LRUREC_KAFKA_BOOTSTRAP_SERVERS", "LRUREC_KAFKA__BOOTSTRAP_SERVERS"),
+        ("LRUREC_LOGLEVEL", "LRUREC_LOG__LEVEL"),
+        ("LRUREC_FAUST_BROKER_URL", "LRUREC_"),
+        ("LRUREC_", "LRUREC_"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(name: str, nearest: str) -> None:
+    """A mistyped variable is an error that names it and the one that was probably meant."""
+    with pytest.raises(SettingsInvalid, match=rf"{name}: no such setting; nearest is {nearest}"):
+        parse("F", **{name: "x"})
+
+
+def test_every_setting_has_a_variable() -> None:
+    """Every setting can be given by its variable; no two share one."""
+    names = [variable_name(name) for name, _ in settings_fields(Settings())]
+
+    flags = environment_flags(dict.fromkeys(names, "x"), Settings())
+
+    assert len(set(names)) == len(names) == len(flags)
+
+
+def test_a_value_that_cannot_be_read_ends_with_code_2_and_its_origin(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A wrong value from the environment is explained, and where it came from is said."""
+    with pytest.raises(SystemExit) as stop:
+        parse("F", LRUREC_METRICS__PORT="many")
+
+    assert stop.value.code == 2
+    stderr = capsys.readouterr().err
+    assert "--metrics.port" in stderr
+    assert "flags from the environment: --metrics.port=many" in stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "message"),
+    [
+        (KafkaSettings, {"bootstrap_servers": "localhost"}, "bootstrap_servers must be host:port"),
+        (KafkaSettings, {"bootstrap_servers": "a:1,"}, "bootstrap_servers must be host:port"),
+        (KafkaSettings, {"fetch_min_bytes": 0}, "fetch_min_bytes must be over 0, got 0"),
+        (KafkaSettings, {"session_timeout_s": float("nan")}, "session_timeout_s must be over 0"),
+        (KafkaSettings, {"heartbeat_interval_s": 4.0}, "heartbeat_interval_s must be at most"),
+        (KafkaSettings, {"security_protocol": "SASL_SSL"}, "username must be given for SASL"),
+        (
+            KafkaSettings,
+            {"security_protocol": "SASL_SSL", "username": "u"},
+            "password_file must be given for SASL",
+        ),
+        (KafkaSettings, {"ssl_key_file": Path("k")}, "must be given both or neither"),
+        (TopicSettings, {"interactions": "a b"}, "topics.interactions must be 1 to 249 letters"),
+        (TopicSettings, {"models": ""}, "topics.models must be 1 to 249 letters"),
+        (TopicSettings, {"users": ".."}, "topics.users must be 1 to 249 letters"),
+        (
+            TopicSettings,
+            {"dead_letters": "lrurec.interactions.v1"},
+            "dead_letters must be another topic than topics.interactions",
+        ),
+        (TopicSettings, {"partitions": 0}, "topics.partitions must be at least 1, got 0"),
+        (TopicSettings, {"replication_factor": 0}, "topics.replication_factor must be 1 to"),
+        (FieldSettings, {"user_id": ""}, "fields.user_id must be names joined by single dots"),
+        (FieldSettings, {"item_id": "a..b"}, "fields.item_id must be names joined by single dots"),
+        (FieldSettings, {"user_id": "a", "item_id": "a.b"}, "fields.user_id must be no part of"),
+        (FieldSettings, {"accepted_event_types": ("a", "")}, "must be without empty names"),
+        (
+            FieldSettings,
+            {"accepted_event_types": ("a",), "event_type": None},
+            "fields.event_type must be a path",
+        ),
+        (FieldSettings, {"max_id_bytes": 0}, "fields.max_id_bytes must be over 0, got 0"),
+        (FieldSettings, {"max_future_s": -1.0}, "fields.max_future_s must be at least 0, got -1"),
+        (FieldSettings, {"max_future_s": float("inf")}, "fields.max_future_s must be"),
+        (WorkerSettings, {"app_id": "a b"}, "worker.app_id must be 1 to 200 letters"),
+        (WorkerSettings, {"batch_events": 0}, "worker.batch_events must be over 0, got 0"),
+        (WorkerSettings, {"hot_rows": -1}, "worker.hot_rows must be at least"),
+        (WorkerSettings, {"threads": 0}, "worker.threads must be over 0, got 0"),
+        (WorkerSettings, {"device": "gpu"}, "worker.device must be auto, cpu, cuda or cuda:N"),
+        (RecommendSettings, {"top_k": 0}, "recommend.top_k must be over 0, got 0"),
+        (ModelSettings, {"dropout": 1.0}, "model.dropout must be in"),
+        (ModelSettings, {"max_length": 1}, "model.max_length must be at least 2"),
+        (TrainerSettings, {"period_s": 0.0}, "trainer.period_s must be over 0, got 0.0"),
+        (MetricsSettings, {"port": 65536}, "metrics.port must be a port, 0 to 65535, got 65536"),
+        (BrokerSettings, {"port": -1}, "broker.port must be a port"),
+        (BrokerSettings, {"heap_mib": 1}, "broker.heap_mib must be at least 128, got 1"),
+    ],
+)
+def test_a_value_that_breaks_its_rule_is_refused(
+    section: type, wrong: dict[str, Any], message: str
+) -> None:
+    """The error has the field, the rule and the value."""
+    with pytest.raises(SettingsInvalid, match=message):
+        section(**wrong)
+
+
+def test_settings_become_flags_that_rebuild_them() -> None:
+    """A process started with the flags of these settings has these settings."""
+    settings = Settings(
+        kafka=KafkaSettings(
+            bootstrap_servers="a:1,b:2",
+            security_protocol="SASL_SSL",
+            username="--me",
+            password_file=Path("a file"),
+            heartbeat_interval_s=0.1,
+        ),
+        fields=FieldSettings(timestamp=None, accepted_event_types=("a,b", 'c"', "-d")),
+        recommend=RecommendSettings(exclude_seen=True, ring=7),
+        trainer=TrainerSettings(period_s=None, window_events=5),
+        log=LogSettings(format="json"),
+    )
+
+    flags = settings_flags(settings)
+
+    assert parse("F", *flags).settings == settings
+    assert settings_flags(Settings()) == []
+
+
+def test_settings_cannot_be_changed() -> None:
+    """No code can change a setting under another's feet."""
+    with pytest.raises(FrozenInstanceError):
+        Settings().log.level = "DEBUG"  # type: ignore[misc]
+
+
+def test_the_model_takes_its_configuration_from_the_settings() -> None:
+    """State size follows the hidden size, the ring follows the window unless it is set."""
+    settings = Settings(model=ModelSettings(hidden_size=8, max_length=20))
+
+    assert settings.model.config(n_items=5).state_size == 16
+    assert settings.model.config(n_items=5).n_items == 5
+    assert settings.ring == 20
+    assert Settings(recommend=RecommendSettings(ring=3)).ring == 3
+
+
+def test_every_setting_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every field of every section has a text under it, and --help shows every flag."""
+    sections = {type(getattr(Settings(), section.name)) for section in fields(Settings)}
+    undocumented = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name in _fields_without_text(section)
+    ]
+
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+
+    assert undocumented == []
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    flags = [f"--{name.replace('_', '-')}" for name, _ in settings_fields(Settings())]
+    assert [flag for flag in flags if flag not in shown] == []
+
+
+def _fields_without_text(section: type) -> list[str]:
+    body = ast.parse(inspect.getsource(section)).body[0].body  # type: ignore[attr-defined]
+    return [
+        line.target.id
+        for line, below in zip(body, [*body[1:], None], strict=True)
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
+    ]
+
+
+def test_the_settings_need_no_secret() -> None:
+    """No setting holds a password itself: what names one is the path of a file."""
+    secret = [name for name, _ in settings_fields(Settings()) if "password" in name]
+
+    assert secret == ["kafka.password_file"]
+    assert "Path" in str(settings_module.KafkaSettings.__annotations__["password_file"])
