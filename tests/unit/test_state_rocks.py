@@ -190,6 +190,19 @@ def test_a_damaged_log_takes_rows_back_together_with_their_position(
     damaged.close_all()
 
 
+@pytest.mark.parametrize("note", ["", "garbage", "MANIFEST-999999 100\n"])
+def test_a_note_that_says_nothing_hinders_nothing(
+    store: RocksStore, folder: Path, note: str
+) -> None:
+    """An empty note after a power cut, or one of a MANIFEST that is gone, is no damage."""
+    fill(store)
+    (folder / "partition-0" / "manifest-floor").write_text(note)
+
+    store.open(0)
+
+    assert store.position(0) == 11
+
+
 def test_a_file_that_does_not_belong_there_is_left_alone(store: RocksStore, folder: Path) -> None:
     """Foreign files neither hinder nor hide what was written."""
     fill(store)
