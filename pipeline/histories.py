@@ -65,7 +65,7 @@ def repeats_recent(window: Hashes, items: Hashes, k: int) -> npt.NDArray[np.bool
     """
     same = window == items[:, None]
     newest = np.where(same.any(axis=1), same.argmax(axis=1), window.shape[1])
-    hits = newest < k
+    hits: npt.NDArray[np.bool_] = newest < k
     for row in np.flatnonzero((newest >= k) & (newest < window.shape[1])).tolist():
         hits[row] = len(set(window[row, : newest[row]].tolist())) < k
     return hits

@@ -208,9 +208,9 @@ def _lists_before(applied: Applied, earlier: Hashes, after_known: Hashes) -> Has
         after_known: uint64 (n, k), the list after each event whose item the release knows.
     """
     is_known = applied.item > 0
-    known_so_far = np.cumsum(is_known) - is_known  # of all users
+    known_so_far: Ints = np.cumsum(is_known) - is_known  # of all users
     first = np.searchsorted(applied.user, applied.user)  # each event's user's first event
     before = earlier[applied.user]
-    moved = known_so_far > known_so_far[first]  # the user's list changed within the batch
+    moved: npt.NDArray[np.bool_] = known_so_far > known_so_far[first]  # the user's list changed within the batch
     before[moved] = after_known[known_so_far[moved] - 1]
     return before

@@ -77,6 +77,10 @@ class RecommendationProcessor:
 
     def process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
         """Apply the records and rank for every user they name."""
+        with torch.inference_mode():
+            return self._process(chunks)
+
+    def _process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
         model = self._holder.take_next()
         if model is not None:
             self._serve(model)
@@ -192,7 +196,7 @@ class RecommendationProcessor:
     def _advance_and_rank(self, slots: Ints, applied: Applied) -> Ranked:
         """Move states and heads, measure the lists of before, make the new ones."""
         heads, model, histories = self._hot.heads, self._model, None
-        measure = self._prequential and len(applied.user) > 0
+        measure = self._prequential and model is not None and len(applied.user) > 0
         if measure or self._exclude_seen:
             remembered, lengths = ring_items(heads[slots])
             histories = Histories(remembered, lengths, applied.user, applied.item_hash)

@@ -67,5 +67,13 @@ class Store(SerializedStore):
         position: int | None = self.app.stream_service.store.position(tp.partition)
         return position
 
+    async def backup_partition(self, tp: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the changelog is the copy."""
+        self._refuse()
+
+    def restore_backup(self, tp: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the changelog is the copy."""
+        self._refuse()
+
     def reset_state(self) -> None:
         """Remove nothing: a local copy is only removed with a reason (see `Restore`)."""
