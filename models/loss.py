@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from models.shapes import PackedItems, PackedRows
 
-CHUNK_LOGITS = 2**22
-"""Logits of one chunk: 16 MiB in float32, near enough to the caches, large enough for products."""
+CHUNK_LOGITS = 2**21
+"""Logits of one chunk: 8 MiB in float32, near enough to the caches, large enough for products."""
 
 MIN_CHUNK_ROWS = 128
 """Positions of a chunk however many items there are: each chunk goes through all the weights."""
@@ -71,37 +71,46 @@ def _chunked(
     rows: int,
     needed: tuple[bool, ...],
 ) -> _LossAndGradients:
-    """Make the loss and the needed gradients (of outputs, weight, bias), `rows` at a time."""
-    count = len(outputs)
+    """Make the loss and the needed gradients (of outputs, weight, bias), `rows` at a time.
+
+    The bias is one more row of the transposed weights, which a constant 1 in every output meets:
+    adding it to the logits and summing its gradient then cost no passes of their own.
+    """
+    count, items = len(outputs), len(weight)
+    inputs = torch.cat((outputs, outputs.new_ones(count, 1)), 1)  # (t, d + 1)
+    table = torch.cat((weight.t(), bias[None]))  # (d + 1, v)
     losses = outputs.new_empty(count)
-    logits = outputs.new_empty(min(rows, count), len(weight))
+    logits = outputs.new_empty(min(rows, count), items)
     log_shares = torch.empty_like(logits)
     grad_outputs = torch.empty_like(outputs) if needed[0] else None
-    grad_weight = torch.zeros_like(weight) if needed[1] else None
-    grad_bias = torch.zeros_like(bias) if needed[2] else None
+    grad_table = torch.zeros_like(table) if needed[1] or needed[2] else None
+    minus_one = outputs.new_full((1, 1), -1.0)
 
     for start in range(0, count, rows):
         chunk = slice(start, start + rows)
-        x, y = outputs[chunk], labels[chunk].unsqueeze(1)
-        scored, log_share = logits[: len(x)], log_shares[: len(x)]
-        torch.addmm(bias, x, weight.t(), out=scored)
-        torch.log_softmax(scored, dim=1, out=log_share)
+        x, y = inputs[chunk], labels[chunk, None]
+        log_share = log_shares[: len(x)]
+        torch.log_softmax(torch.mm(x, table, out=logits[: len(x)]), 1, out=log_share)
         losses[chunk] = -log_share.gather(1, y).squeeze(1)
         if not any(needed):
             continue
         # The gradient of one position's loss in its logits: softmax, less one at the label.
-        grad = log_share.exp_().scatter_add_(1, y, x.new_full((1, 1), -1.0).expand(len(x), 1))
+        grad = log_share.exp_().scatter_add_(1, y, minus_one.expand_as(y))
         if grad_outputs is not None:
             torch.mm(grad, weight, out=grad_outputs[chunk])
-        if grad_weight is not None:
-            grad_weight.addmm_(grad.t(), x)
-        if grad_bias is not None:
-            grad_bias.add_(grad.sum(0))
+        if grad_table is not None:
+            grad_table.addmm_(x.t(), grad)
 
-    for summed in (grad_outputs, grad_weight, grad_bias):
-        if summed is not None:
-            summed.div_(count)
-    return _LossAndGradients(losses.mean(), grad_outputs, grad_weight, grad_bias)
+    if grad_outputs is not None:
+        grad_outputs.div_(count)
+    if grad_table is not None:
+        grad_table.div_(count)
+    return _LossAndGradients(
+        losses.mean(),
+        grad_outputs,
+        grad_table[:-1].t().contiguous() if grad_table is not None and needed[1] else None,
+        grad_table[-1] if grad_table is not None and needed[2] else None,
+    )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
