@@ -7,6 +7,8 @@ PipelineError
 ├── TopicMismatch         a topic is not as the settings say   -> exit code 1
 ├── BrokerUnavailable     no answer from Kafka                 -> retried for a while, then 1
 ├── PortTaken             a port to listen on is in use        -> exit code 1
+├── NotEnoughEvents       nothing to train or to judge by      -> exit code 1; trainer waits
+├── TrainingLocked        another training runs in the folder  -> exit code 1; trainer waits
 └── SwapRejected          a release cannot be served           -> old model serves on, counted
 
 `models.errors.ModelError` and `state.errors.StateError` are this tree's siblings. They and every
@@ -89,6 +91,14 @@ class BrokerUnavailable(PipelineError):
 
 class PortTaken(PipelineError):
     """Another program listens on the port. Action: choose another port or stop that program."""
+
+
+class NotEnoughEvents(PipelineError):
+    """There is too little to train on. Action: let events come in, or see why none can be used."""
+
+
+class TrainingLocked(PipelineError):
+    """Another training runs in the same folder of releases. Action: wait, or end that process."""
 
 
 class SwapRejected(PipelineError):

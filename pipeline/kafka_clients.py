@@ -196,8 +196,28 @@ def end_offsets(kafka: KafkaSettings, topic: str, *, committed: bool = False) ->
         return _offsets(admin, kafka, topic, OffsetSpec.LATEST, committed=committed)
 
 
+def offsets_since(kafka: KafkaSettings, topic: str, timestamp_ms: int) -> dict[int, int]:
+    """Return each partition's first offset whose record has this timestamp or a later one.
+
+    That is the partition's end where no record has.
+
+    Raises:
+        BrokerUnavailable: No answer.
+        TopicMismatch: There is no such topic.
+    """
+    with kafka_admin(kafka) as admin:
+        found = _offsets(admin, kafka, topic, timestamp_ms, committed=False)
+        ends = _offsets(admin, kafka, topic, OffsetSpec.LATEST, committed=False)
+    return {p: offset if offset >= 0 else ends[p] for p, offset in found.items()}
+
+
 def _offsets(
-    admin: KafkaAdminClient, kafka: KafkaSettings, topic: str, spec: OffsetSpec, *, committed: bool
+    admin: KafkaAdminClient,
+    kafka: KafkaSettings,
+    topic: str,
+    spec: OffsetSpec | int,
+    *,
+    committed: bool,
 ) -> dict[int, int]:
     partitions = [p for t in admin.describe_topics([topic]) for p in t["partitions"]]
     if not partitions:
@@ -218,6 +238,7 @@ def read_partitions(
     kafka: KafkaSettings,
     topic: str,
     start: Mapping[int, int] | None = None,
+    end: Mapping[int, int] | None = None,
     *,
     committed: bool = True,
 ) -> Iterator[Record]:
@@ -231,6 +252,7 @@ def read_partitions(
         topic: Name of the topic.
         start: Offset to start from, by partition; from the first record that still exists where a
             partition is not named, or where retention has removed the one that is.
+        end: Offset to stop before, by partition; where a partition ends now if it is not named.
         committed: Whether to leave out records of transactions that were aborted or are still open.
 
     Raises:
@@ -241,8 +263,9 @@ def read_partitions(
         first = _offsets(admin, kafka, topic, OffsetSpec.EARLIEST, committed=False)
         ends = _offsets(admin, kafka, topic, OffsetSpec.LATEST, committed=committed)
     positions = {p: max(offset, (start or {}).get(p, offset)) for p, offset in first.items()}
+    stops = {p: min(offset, (end or {}).get(p, offset)) for p, offset in ends.items()}
     missing = {
-        aiokafka.TopicPartition(topic, p): end for p, end in ends.items() if positions[p] < end
+        aiokafka.TopicPartition(topic, p): stop for p, stop in stops.items() if positions[p] < stop
     }
     if not missing:
         return

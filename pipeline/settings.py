@@ -46,6 +46,11 @@ def _check_port(name: str, port: int) -> None:
     _check(0 <= port <= 65535, name, "a port, 0 to 65535", port)
 
 
+def _check_device(name: str, device: str) -> None:
+    legal = re.fullmatch(r"auto|cpu|cuda(:\d+)?", device)
+    _check(bool(legal), name, "auto, cpu, cuda or cuda:N", device)
+
+
 def _split_names(text: str) -> tuple[str, ...]:
     try:
         row = next(csv.reader([text], skipinitialspace=True, strict=True), [])
@@ -72,6 +77,26 @@ Names = Annotated[
     ),
 ]
 """Names in one argument, separated by commas; a name with a comma stands in double quotes."""
+
+
+def _parse_switch(args: Sequence[str]) -> bool:
+    if list(args) not in ([], ["True"], ["False"]):
+        msg = f"expected nothing, True or False, got {' '.join(args)}"
+        raise ValueError(msg)
+    return list(args) != ["False"]
+
+
+Switch = Annotated[
+    bool,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[True|False]",
+        instance_from_str=_parse_switch,
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A command's own flag, on by its name alone: `--all` is `--all True`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +272,9 @@ class FieldSettings:
         paths = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         for name, path in paths.items():
             _check(all(path.split(".")), f"fields.{name}", "names joined by single dots", path)
+            plain = not re.search(r'["\\\x00-\x1f\ud800-\udfff]', path)
+            rule = "free of quotes, backslashes and control characters"
+            _check(plain, f"fields.{name}", rule, path)
             for other, longer in paths.items():
                 rule = f"no part of the path of fields.{other} ({longer})"
                 _check(not longer.startswith(path + "."), f"fields.{name}", rule, path)
@@ -261,7 +289,7 @@ class FieldSettings:
         _check_positive("fields", {"max_id_bytes": self.max_id_bytes})
         future = self.max_future_s
         finite = math.isfinite(future) and future >= 0
-        _check(finite, "fields.max_future_s", "at least 0, and finite", future)
+        _check(finite, "fields.max_future_s", "finite and at least 0", future)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,8 +350,7 @@ class WorkerSettings:
             },
         )
         _check(self.hot_rows >= 0, "worker.hot_rows", "at least 0", self.hot_rows)
-        legal = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
-        _check(bool(legal), "worker.device", "auto, cpu, cuda or cuda:N", self.device)
+        _check_device("worker.device", self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,9 +437,38 @@ class TrainerSettings:
     window_s: float | None = None
     """Train on the events of the last so many seconds only; None: on all."""
 
+    min_item_count: int = 1
+    """Items with fewer events than this are left out of the model."""
+
+    validation_users: int = 10_000
+    """Most users whose last item is held out, to choose the best weights and to judge a release."""
+
+    max_recall_drop: float = 0.1
+    """Most that a release's Recall@10 may lie below that of the release that serves, as a share of
+    it; a worse one is not announced."""
+
+    device: str = "auto"
+    """Where the model is trained: cpu, cuda, cuda:N; auto is cuda where there is one, else cpu."""
+
+    threads: int | None = None
+    """Threads of the training on the CPU; None: as many as torch finds right."""
+
     def __post_init__(self) -> None:
-        names = ("period_s", "min_new_events", "window_events", "window_s")
-        _check_positive("trainer", {name: getattr(self, name) for name in names})
+        _check_positive(
+            "trainer",
+            {
+                "period_s": self.period_s,
+                "min_new_events": self.min_new_events,
+                "window_events": self.window_events,
+                "window_s": self.window_s,
+                "min_item_count": self.min_item_count,
+                "validation_users": self.validation_users,
+                "threads": self.threads,
+            },
+        )
+        drop = self.max_recall_drop
+        _check(0 <= drop <= 1, "trainer.max_recall_drop", "in [0, 1]", drop)
+        _check_device("trainer.device", self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
