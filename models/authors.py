@@ -58,10 +58,13 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except Exception as exc:  # a damaged pickle makes torch.load raise nearly anything
         msg = f"{path}: expected a PyTorch checkpoint, got: {exc}"
         raise CheckpointIncompatible(msg) from exc
-    weights = checkpoint.get("model_state_dict") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(checkpoint, Mapping) or "model_state_dict" not in checkpoint:
+        got = [*checkpoint] if isinstance(checkpoint, Mapping) else _describe(checkpoint)
+        msg = f"{path}: expected a mapping with the key model_state_dict, got {got}"
+        raise CheckpointIncompatible(msg)
+    weights: object = checkpoint["model_state_dict"]
     if not isinstance(weights, Mapping):
-        found = [*checkpoint] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        msg = f"{path}: expected a mapping under the key model_state_dict, got {found}"
+        msg = f"{path}: model_state_dict: expected a mapping, got {_describe(weights)}"
         raise CheckpointIncompatible(msg)
     return weights
 

@@ -84,8 +84,13 @@ class Vocabulary:
         """Return the id's row, or 0 for an id that is not in the vocabulary."""
         return self._index_of.get(item_id, 0)
 
-    def indices_of_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return the row of every hash, in the array's shape; 0 for 0 and for an unknown hash."""
+    def indices_of_hashes(
+        self, hashes: NDArray[np.uint64] | NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the row of every hash, in the array's shape; 0 for 0 and for an unknown hash.
+
+        Signed hashes mean the unsigned ones of the same bits.
+        """
         hashes = hashes.astype(np.uint64, copy=False)  # beside int64, numpy would compare floats
         places = np.minimum(np.searchsorted(self._sorted_hashes, hashes), self.n_items)
         return np.where(self._sorted_hashes[places] == hashes, self._rows_by_hash[places], 0)

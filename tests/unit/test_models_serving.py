@@ -1,0 +1,143 @@
+"""What the serving model refuses, keeps and leaves alone; its laws are in tests/property."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.recommender import Recommender
+from models.serving import ServingModel
+
+CONFIG = ModelConfig(n_items=9, hidden_size=4, state_size=6, n_blocks=2)
+
+
+@pytest.fixture
+def recommender() -> Recommender:
+    """A small model."""
+    return Recommender(CONFIG, torch.Generator().manual_seed(0)).eval()
+
+
+@pytest.fixture
+def model(recommender: Recommender) -> ServingModel:
+    """The same model as it serves."""
+    return ServingModel(recommender)
+
+
+def test_a_state_begins_as_zeros_to_write_into(model: ServingModel) -> None:
+    """Shape, dtype and device are the contract's, and the caller may keep rows in the tensor."""
+    state = model.init_state(3)
+
+    state[1] = model.advance(model.init_state(1), torch.tensor([2]), torch.tensor([1]))[0][0]
+
+    assert state.shape == (3, 2, 6)
+    assert state.dtype == torch.complex64
+    assert state.device == model.device
+    assert state[[0, 2]].abs().max() == 0
+    assert state[1].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("items", "lengths", "message"),
+    [
+        ([1, 2], [2, 0], "at least 1 item, got a length of 0"),
+        ([1, 2], [1, 2], "add up to the 2 items, got 3"),
+        ([1, 10], [1, 1], r"items must be in 0\.\.9, got 1\.\.10"),
+        ([-1, 2], [1, 1], r"items must be in 0\.\.9, got -1\.\.2"),
+    ],
+)
+def test_advance_refuses_what_does_not_fit(
+    model: ServingModel, items: list[int], lengths: list[int], message: str
+) -> None:
+    """Each refusal says what was expected and what came."""
+    with pytest.raises(ValueError, match=message):
+        model.advance(model.init_state(2), torch.tensor(items), torch.tensor(lengths))
+
+
+def test_a_state_of_another_model_is_refused(model: ServingModel) -> None:
+    """A state with other blocks or channels is never read as if it were this model's."""
+    items = torch.tensor([1, 2])
+    for shape in ((2, 1, 6), (2, 2, 5)):
+        state = torch.zeros(shape, dtype=torch.complex64)
+        message = rf"state of 2 users must have shape \(2, 2, 6\), got \({shape[0]}, {shape[1]}"
+
+        with pytest.raises(ValueError, match=message):
+            model.advance(state, items, torch.ones_like(items))
+        with pytest.raises(ValueError, match=message):
+            model.readout(state, items)
+
+
+def test_readout_refuses_what_does_not_fit(model: ServingModel) -> None:
+    """Readout checks its items as advance does."""
+    with pytest.raises(ValueError, match=r"items must be in 0\.\.9, got 10\.\.10"):
+        model.readout(model.init_state(1), torch.tensor([10]))
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [2, 1]], ids=["step", "scan"])
+def test_advance_leaves_its_inputs_alone(model: ServingModel, lengths: list[int]) -> None:
+    """A state that was handed in is the same afterwards, so a batch may be done again."""
+    state = torch.randn(len(lengths), 2, 6, dtype=torch.complex64)
+    items = torch.tensor([1, 2, 3])
+    before = state.clone()
+
+    first = model.advance(state, items, torch.tensor(lengths))
+    second = model.advance(state, items, torch.tensor(lengths))
+
+    assert torch.equal(state, before)
+    assert items.tolist() == [1, 2, 3]
+    assert all(map(torch.equal, first, second))
+
+
+def test_an_empty_micro_batch_gives_empty_results(model: ServingModel) -> None:
+    """No users is a batch like any other."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+
+    state, outputs = model.advance(model.init_state(0), nothing, nothing)
+    scores, items = model.top_k(outputs, 3)
+
+    assert state.shape == (0, 2, 6)
+    assert outputs.shape == model.readout(state, nothing).shape == (0, 4)
+    assert scores.shape == items.shape == (0, 3)
+
+
+def test_training_on_does_not_reach_a_serving_model(
+    recommender: Recommender, model: ServingModel
+) -> None:
+    """The weights are copies: the trainer may go on with the recommender."""
+
+    def results() -> tuple[Tensor, Tensor]:
+        outputs = model.advance(model.init_state(1), torch.tensor([4, 5]), torch.tensor([2]))[1]
+        return outputs, model.scores(outputs)
+
+    before = results()
+    with torch.no_grad():
+        for parameter in recommender.parameters():
+            parameter.add_(1)
+
+    assert all(map(torch.equal, before, results()))
+
+
+def test_scores_are_the_recommenders(recommender: Recommender, model: ServingModel) -> None:
+    """One score for every row of the vocabulary, the pad token's included."""
+    outputs = torch.randn(5, 4)
+
+    scores = model.scores(outputs)
+
+    assert scores.shape == (5, 10)
+    assert torch.allclose(scores, recommender.scores(outputs).detach(), atol=1e-6)
+
+
+def test_top_k_leaves_out_what_it_is_told_to(model: ServingModel) -> None:
+    """Seen and unavailable items are missing from the best ones, and so is the pad token."""
+    outputs = torch.randn(2, 4)
+    unavailable = torch.zeros(10, dtype=torch.bool)
+    unavailable[[1, 2]] = True
+
+    scores, items = model.top_k(outputs, 9, torch.tensor([[3, 0], [4, 5]]), unavailable)
+
+    assert [sorted(row) for row in items.tolist()] == [
+        [0, 0, 0, 4, 5, 6, 7, 8, 9],
+        [0, 0, 0, 0, 3, 6, 7, 8, 9],
+    ]
+    assert (scores.isinf() == (items == 0)).all()
+    kept = items > 0
+    assert torch.allclose(scores[kept], model.scores(outputs).gather(1, items)[kept], atol=1e-6)
