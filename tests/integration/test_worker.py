@@ -1,0 +1,154 @@
+"""A real worker process on a real Kafka: answers, swaps, refuses, stops."""
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from pipeline.kafka_clients import Record, read_partitions
+from pipeline.releases import announce
+from pipeline.settings import MetricsSettings, Settings
+from pipeline.topics import create_topics
+from pipeline.wire import Recommendation
+from tests.kafka import send, wait_until
+from tests.releases import random_release
+from tests.worker_process import WorkerProcess, running_worker
+
+ITEMS = [f"item-{i}" for i in range(30)]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def stream(settings: Settings) -> Settings:
+    """Topics, a release that is announced, and a port for the worker's metrics."""
+    own = dataclasses.replace(settings, metrics=MetricsSettings(port=free_port()))
+    create_topics(own)
+    announce(own, random_release(own.trainer.releases_dir, ITEMS))
+    return own
+
+
+@pytest.fixture
+def worker(stream: Settings) -> Iterator[WorkerProcess]:
+    """A worker whose partitions flow."""
+    with running_worker(stream) as running:
+        running.wait_until_ready()
+        yield running
+
+
+def event(user: str, item: str, timestamp_ms: int = 1_700_000_000_000) -> bytes:
+    return msgspec.json.encode({"user_id": user, "item_id": item, "timestamp_ms": timestamp_ms})
+
+
+def produce(settings: Settings, events: list[tuple[int, bytes]]) -> None:
+    """Send (user number, value) pairs; a user's events go to one partition."""
+    topic = settings.topics.interactions
+    records = [(user % 4, b"user-%d" % user, value) for user, value in events]
+    send(settings.kafka.bootstrap_servers, topic, records)
+
+
+def newest(settings: Settings) -> dict[bytes, Recommendation]:
+    """Each user's newest recommendation, the one that reflects the highest offset."""
+    found: dict[bytes, Recommendation] = {}
+    for record in read_partitions(settings.kafka, settings.topics.recommendations):
+        made = msgspec.json.decode(record.value or b"", type=Recommendation)
+        assert record.key is not None
+        if record.key not in found or made.event.offset >= found[record.key].event.offset:
+            found[record.key] = made
+    return found
+
+
+def dead_letters(settings: Settings) -> list[Record]:
+    return list(read_partitions(settings.kafka, settings.topics.dead_letters))
+
+
+def test_every_event_is_answered_and_bad_ones_are_kept(worker: WorkerProcess) -> None:
+    """Each user's newest answer reflects all of the user's events; what is no event is kept."""
+    settings = worker.settings
+    events = [
+        (user, event(f"user-{user}", ITEMS[(user + i) % 30]))
+        for i in range(9)
+        for user in range(13)
+    ]
+    bad = [
+        (1, b"{nonsense"),
+        (2, b"[]"),
+        (3, b'{"user_id":"u"}'),
+        (0, b'{"user_id":"","item_id":"x"}'),
+    ]
+
+    produce(settings, events[:50] + bad + events[50:])
+
+    wait_until(
+        lambda: [made.history_length for made in newest(settings).values()] == [9] * 13,
+        "13 users with 9 events each",
+    )
+    for made in newest(settings).values():
+        assert len(made.items) == 10
+        assert made.source == "model"
+        assert made.model_version == 1
+    wait_until(lambda: len(dead_letters(settings)) == 4, "4 dead letters")
+    kept = {record.value: dict(record.headers) for record in dead_letters(settings)}
+    assert set(kept) == {value for _, value in bad}
+    assert kept[b"[]"]["lrurec-reason"] == b"not_object"
+    assert kept[b"[]"]["lrurec-partition"] == b"2"
+    assert worker.metric("lrurec_stale_states_served_total") == 0
+    assert worker.metric('lrurec_events_total{result="applied"}') == 13 * 9
+    assert worker.stop() == 0
+
+
+def test_a_running_worker_goes_over_to_an_announced_release(worker: WorkerProcess) -> None:
+    """States are rebuilt for new weights of another shape; a damaged release is refused."""
+    settings = worker.settings
+    produce(settings, [(user, event(f"user-{user}", ITEMS[user])) for user in range(8)])
+    wait_until(lambda: len(newest(settings)) == 8, "8 users answered")
+    folder = settings.trainer.releases_dir
+
+    announce(settings, random_release(folder, ITEMS[:20], version=2, hidden_size=12, max_length=6))
+    wait_until(lambda: worker.metric('lrurec_model_swaps_total{result="loaded"}') == 2, "a swap")
+    damaged = random_release(folder, ITEMS, version=3)
+    weights = damaged.path / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    announce(settings, damaged)
+    wait_until(
+        lambda: worker.metric('lrurec_model_swaps_total{result="rejected"}') == 1, "a refusal"
+    )
+    produce(settings, [(user, event(f"user-{user}", ITEMS[user + 1])) for user in range(8)])
+
+    wait_until(
+        lambda: {made.model_version for made in newest(settings).values()} == {2},
+        "every answer by release 2",
+    )
+    assert worker.metric("lrurec_stale_states_served_total") == 0
+    assert worker.metric("lrurec_states_rebuilt_total") == 8
+    assert "expected SHA-256" in worker.log()
+
+
+def test_a_second_worker_on_the_same_folder_is_refused_in_one_line(worker: WorkerProcess) -> None:
+    """The first one goes on; the second names the process that holds the folder."""
+    other = dataclasses.replace(worker.settings, metrics=MetricsSettings(port=0))
+
+    with running_worker(other) as second:
+        assert second.wait() != 0
+
+    assert f"is in use by process {worker.process.pid}" in worker.log()
+    assert worker.process.poll() is None
+
+
+def test_a_taken_port_is_refused_in_one_line(stream: Settings) -> None:
+    """A worker that could not be watched does not start."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        taken = dataclasses.replace(stream, metrics=MetricsSettings(port=port))
+        with running_worker(taken) as worker:
+            assert worker.wait() != 0
+
+    assert f"another program listens on 127.0.0.1:{port}" in worker.log()
