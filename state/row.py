@@ -206,6 +206,15 @@ class RowLayout:
         return heads
 
 
+def layout_of(row: bytes) -> RowLayout | None:
+    """Return the layout that a row was written under, to decode it without converting it.
+
+    None where the bytes name none, or are of another format version. That the row is intact, or as
+    long as its layout says, is for `decode` to find out.
+    """
+    return _layout_of_sizes(row[16:32]) if row[:8] == _START else None
+
+
 def ring_items(heads: Heads) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """Return the items that the rings hold, oldest first.
 
@@ -291,11 +300,18 @@ def _by_layout(rows: Sequence[bytes]) -> Iterator[tuple[RowLayout, list[int]]]:
             )
             raise StateFormatUnknown(msg)
     for sizes, index in by_sizes.items():
-        try:
-            ring, recommended, blocks, channels = np.frombuffer(sizes, "<u4").tolist()
-            layout = RowLayout(ring=ring, recommended=recommended, blocks=blocks, channels=channels)
-        except ValueError:  # too short, or sizes that no layout has
+        layout = _layout_of_sizes(sizes)
+        if layout is None:
             continue
         fitting = [i for i in index if len(rows[i]) == layout.row_bytes]
         for at in range(0, len(fitting), _AT_ONCE):
             yield layout, fitting[at : at + _AT_ONCE]
+
+
+def _layout_of_sizes(sizes: bytes) -> RowLayout | None:
+    """Return the layout that these bytes of a prefix name; None for too few, or sizes of none."""
+    try:
+        ring, recommended, blocks, channels = np.frombuffer(sizes, "<u4").tolist()
+        return RowLayout(ring=ring, recommended=recommended, blocks=blocks, channels=channels)
+    except ValueError:
+        return None

@@ -7,7 +7,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from state.errors import StateFormatUnknown
-from state.row import Heads, RowLayout, append_items, ring_items
+from state.row import Heads, RowLayout, append_items, layout_of, ring_items
 
 TINY = RowLayout(ring=3, recommended=1, blocks=1, channels=2)
 
@@ -272,3 +272,13 @@ def test_no_events_change_nothing() -> None:
     append_items(heads, np.empty(0, np.int64), np.empty(0, np.uint64))
 
     assert (heads == TINY.new_heads(1)).all()
+
+
+def test_a_row_tells_the_layout_it_was_written_under() -> None:
+    """The layout comes out of a row's prefix; bytes that name none give none."""
+    (row,) = tiny_rows(1)
+    unknown_version = row[:4] + b"\x02" + row[5:]
+    no_ring = row[:16] + bytes(4) + row[20:]
+
+    assert layout_of(row) == TINY
+    assert [layout_of(other) for other in (b"", row[:20], unknown_version, no_ring)] == [None] * 4
