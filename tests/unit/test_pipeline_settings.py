@@ -171,6 +171,10 @@ def test_a_value_that_cannot_be_read_ends_with_code_2_and_its_origin(
         (TopicSettings, {"replication_factor": 0}, "topics.replication_factor must be 1 to"),
         (FieldSettings, {"user_id": ""}, "fields.user_id must be names joined by single dots"),
         (FieldSettings, {"item_id": "a..b"}, "fields.item_id must be names joined by single dots"),
+        (FieldSettings, {"user_id": 'a"'}, "fields.user_id must be free of quotes"),
+        (FieldSettings, {"event_id": "a\\u0041"}, "fields.event_id must be free of quotes"),
+        (FieldSettings, {"item_id": "a\n"}, "fields.item_id must be free of quotes"),
+        (FieldSettings, {"timestamp": "\udcff"}, "fields.timestamp must be free of quotes"),
         (FieldSettings, {"user_id": "a", "item_id": "a.b"}, "fields.user_id must be no part of"),
         (FieldSettings, {"accepted_event_types": ("a", "")}, "must be without empty names"),
         (
@@ -179,7 +183,11 @@ def test_a_value_that_cannot_be_read_ends_with_code_2_and_its_origin(
             "fields.event_type must be a path",
         ),
         (FieldSettings, {"max_id_bytes": 0}, "fields.max_id_bytes must be over 0, got 0"),
-        (FieldSettings, {"max_future_s": -1.0}, "fields.max_future_s must be at least 0, got -1"),
+        (
+            FieldSettings,
+            {"max_future_s": -1.0},
+            "fields.max_future_s must be finite and at least 0, got -1",
+        ),
         (FieldSettings, {"max_future_s": float("inf")}, "fields.max_future_s must be"),
         (WorkerSettings, {"app_id": "a b"}, "worker.app_id must be 1 to 200 letters"),
         (WorkerSettings, {"batch_events": 0}, "worker.batch_events must be over 0, got 0"),
