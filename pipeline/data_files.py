@@ -356,7 +356,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
         msg = f"{path}, line {number}: expected UTF-8, got other bytes"
         raise DataFileInvalid(msg) from error
     except (OSError, EOFError, zlib.error) as error:
-        msg = f"{path}: cannot be read: {error}"
+        msg = f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
         raise DataFileInvalid(msg) from error
 
 
