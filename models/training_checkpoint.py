@@ -1,0 +1,90 @@
+"""The file an interrupted training goes on from: one torch archive, replaced as a whole.
+
+It holds tensors and plain values only and is read with `weights_only`, which runs no code from it.
+"""
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from models.config import ModelConfig, TrainingConfig
+from models.errors import ModelError
+from models.evaluation import Holdout
+from models.packing import TrainingWindows, concatenate
+
+FORMAT_VERSION = 1
+
+
+class ResumeMismatch(ModelError):
+    """A training checkpoint cannot be read, or was made with other settings or data.
+
+    Operator action: remove the file to train from the start, or restore what it was made with.
+    """
+
+
+def training_identity(
+    config: ModelConfig,
+    training: TrainingConfig,
+    windows: TrainingWindows,
+    validation: Holdout,
+    *,
+    mask_window: bool,
+) -> dict[str, Any]:
+    """Collect what has to be the same for a training to go on from a checkpoint.
+
+    How long to train is not part of it: epochs, patience and time may be changed on the way.
+    """
+    lasting = replace(training, max_epochs=1, patience=1, time_budget_s=None)
+    digest = xxhash.xxh3_128()
+    for array in (
+        windows.events,
+        windows.starts,
+        windows.counts,
+        *concatenate(validation.histories),
+        validation.targets,
+    ):
+        digest.update(array.tobytes())
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": asdict(config),
+        "training": asdict(lasting),
+        "mask_window": mask_window,
+        "data": digest.hexdigest(),
+    }
+
+
+def write_training_checkpoint(
+    path: Path, identity: dict[str, Any], content: dict[str, Any]
+) -> None:
+    """Replace the file at `path`: after a crash it holds the old checkpoint or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save({"identity": identity, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_training_checkpoint(
+    path: Path, identity: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Read the content of a checkpoint of this very training.
+
+    Raises:
+        ResumeMismatch: the file is no checkpoint, or one of another training.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        found = content.pop("identity")
+    except Exception as error:  # torch raises nearly anything for a file that it cannot read
+        msg = f"{path} is no training checkpoint: {error}"
+        raise ResumeMismatch(msg) from error
+    for key, expected in identity.items():
+        if (actual := found.get(key)) != expected:
+            msg = f"{path} is of another training: {key}: expected {expected}, got {actual}"
+            raise ResumeMismatch(msg)
+    return content

@@ -1,0 +1,246 @@
+"""Training on a world of a few items: what it learns, when it stops, how it goes on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import ModelConfig, TrainingConfig
+from models.evaluation import Holdout, evaluate
+from models.packing import Indices
+from models.recommender import Recommender
+from models.training import (
+    TrainingDiverged,
+    TrainingProgress,
+    TrainResult,
+    Validation,
+    train,
+)
+from models.training_checkpoint import ResumeMismatch
+
+N_ITEMS = 30
+CONFIG = ModelConfig(n_items=N_ITEMS, hidden_size=16, state_size=8, n_blocks=1, max_length=8)
+TRAINING = TrainingConfig(batch_size=16, learning_rate=0.02, max_epochs=3, seed=7)
+
+
+def walks(users: int, seed: int = 0) -> list[Indices]:
+    """Let every user walk around a ring of items, one further each time, from a random start."""
+    generator = np.random.default_rng(seed)
+    return [
+        (generator.integers(N_ITEMS) + np.arange(generator.integers(1, 25))) % N_ITEMS + 1
+        for _ in range(users)
+    ]
+
+
+SEQUENCES = walks(60)
+VALIDATION = Holdout([np.array([item]) for item in range(1, N_ITEMS)], np.arange(2, N_ITEMS + 1))
+
+
+class Interruption(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+def weights(recommender: Recommender) -> dict[str, bytes]:
+    """Return every parameter's bytes."""
+    return {name: p.numpy().tobytes() for name, p in recommender.state_dict().items()}
+
+
+def outcome(result: TrainResult) -> tuple[dict[str, bytes], list[Validation]]:
+    """Return all of a result that does not depend on the clock."""
+    return weights(result.recommender), [replace(made, seconds=0) for made in result.history]
+
+
+def test_it_learns_what_follows_what() -> None:
+    """On a ring of items the next one is ranked first for nearly everyone, and the loss falls."""
+    training = replace(TRAINING, max_epochs=12, patience=12)
+
+    result = train(CONFIG, training, SEQUENCES, VALIDATION)
+
+    assert result.history[-1].metrics["recall@1"] > 0.9
+    assert result.history[-1].loss < 0.3 * result.history[0].loss
+    assert (result.stopped_by, result.epochs) == ("epochs", 12)
+
+
+def test_the_best_validation_gives_the_weights() -> None:
+    """What comes back ranks exactly as the best line of the history says, dropout off."""
+    training = replace(TRAINING, learning_rate=0.3, validate_every_steps=1)
+
+    result = train(CONFIG, training, SEQUENCES, VALIDATION)
+
+    recalls = [made.metrics["recall@10"] for made in result.history]
+    assert recalls[-1] < max(recalls), "the case is pointless if the last weights are the best"
+    assert result.metrics["recall@10"] == max(recalls)
+    assert result.best_epoch == result.history[recalls.index(max(recalls))].epoch
+    assert evaluate(result.recommender, VALIDATION) == result.metrics
+    assert not result.recommender.training
+
+
+def test_the_seed_alone_decides() -> None:
+    """Same seed, same weights, whatever the global random state, which stays as it was."""
+    torch.manual_seed(1)
+    first = train(CONFIG, TRAINING, SEQUENCES, VALIDATION)
+    state = torch.manual_seed(2).get_state()
+    second = train(CONFIG, TRAINING, SEQUENCES, VALIDATION)
+    other = train(CONFIG, replace(TRAINING, seed=8), SEQUENCES, VALIDATION)
+
+    assert torch.get_rng_state().equal(state)
+    assert outcome(first) == outcome(second)
+    assert outcome(first) != outcome(other)
+
+
+@pytest.mark.parametrize("validate_every_steps", [None, 3], ids=["each epoch", "within epochs"])
+@pytest.mark.parametrize("interrupted_at", [[1], [5], [6, 5, 4]])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(
+    tmp_path: Path, validate_every_steps: int | None, interrupted_at: list[int]
+) -> None:
+    """Killed at any steps and called again, it gives the same weights and history bit for bit."""
+    training = replace(TRAINING, validate_every_steps=validate_every_steps)
+    expected = train(CONFIG, training, SEQUENCES, VALIDATION)
+    path = tmp_path / "checkpoint.pt"
+
+    for last in interrupted_at:
+        left = last
+
+        def interrupt(progress: TrainingProgress) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Interruption
+
+        with pytest.raises(Interruption):
+            train(CONFIG, training, SEQUENCES, VALIDATION, progress=interrupt, checkpoint_path=path)
+    result = train(CONFIG, training, SEQUENCES, VALIDATION, checkpoint_path=path)
+
+    assert outcome(result) == outcome(expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    """With its checkpoint at hand the result is read; more epochs go on from it."""
+    path, steps = tmp_path / "checkpoint.pt", []
+    expected = train(CONFIG, TRAINING, SEQUENCES, VALIDATION, checkpoint_path=path)
+
+    again = train(
+        CONFIG, TRAINING, SEQUENCES, VALIDATION, checkpoint_path=path, progress=steps.append
+    )
+    longer = train(
+        CONFIG, replace(TRAINING, max_epochs=4), SEQUENCES, VALIDATION, checkpoint_path=path
+    )
+
+    assert steps == []
+    assert outcome(again) == outcome(expected)
+    assert longer.history[:3] == expected.history
+    assert len(longer.history) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": replace(TRAINING, learning_rate=0.5)}, "training: expected .*0.5"),
+        ({"config": replace(CONFIG, dropout=0.1)}, "model: expected .*0.1"),
+        ({"sequences": walks(60, seed=1)}, "data"),
+        ({"validation": Holdout(VALIDATION.histories, VALIDATION.targets[::-1])}, "data"),
+        ({"mask_window": False}, "mask_window: expected False, got True"),
+    ],
+    ids=["other training", "other model", "other sequences", "other targets", "other protocol"],
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    """The message names the file and what differs."""
+    path = tmp_path / "checkpoint.pt"
+    arguments = {
+        "config": CONFIG,
+        "training": TRAINING,
+        "sequences": SEQUENCES,
+        "validation": VALIDATION,
+    }
+    train(**arguments, checkpoint_path=path)
+
+    with pytest.raises(ResumeMismatch, match=rf"checkpoint.pt is of another training: {message}"):
+        train(**(arguments | changes), checkpoint_path=path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Whatever torch makes of the bytes, the error names the file."""
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"not a checkpoint")
+
+    with pytest.raises(ResumeMismatch, match=r"checkpoint.pt is no training checkpoint"):
+        train(CONFIG, TRAINING, SEQUENCES, VALIDATION, checkpoint_path=path)
+
+
+def test_a_time_budget_ends_it_with_the_best_so_far() -> None:
+    """It stops within a step and a validation of the budget, in the middle of epochs."""
+    training = replace(TRAINING, max_epochs=10**6, patience=10**6, time_budget_s=0.1)
+
+    result = train(CONFIG, training, SEQUENCES, VALIDATION)
+
+    assert result.stopped_by == "time"
+    assert result.seconds < 5
+    assert result.metrics == evaluate(result.recommender, VALIDATION)
+
+
+def test_patience_ends_it_when_nothing_gets_better() -> None:
+    """Three validations in a row without a better Recall@10 are the last three."""
+    training = replace(TRAINING, max_epochs=1000, patience=3)
+
+    result = train(CONFIG, training, SEQUENCES, VALIDATION)
+
+    best = max(made.metrics["recall@10"] for made in result.history)
+    assert result.stopped_by == "patience"
+    assert result.history[-4].metrics["recall@10"] == best
+    assert result.best_epoch == len(result.history) - 3
+
+
+def test_a_validation_in_the_middle_of_an_epoch_closes_the_last_steps() -> None:
+    """Steps behind the last regular validation are validated at the end too."""
+    training = replace(TRAINING, max_epochs=1, validate_every_steps=4)
+    steps: list[TrainingProgress] = []
+
+    result = train(CONFIG, training, SEQUENCES, VALIDATION, progress=steps.append)
+
+    assert steps[-1].steps % 4, "the case is pointless if the last step is a multiple of four"
+    assert [made.step for made in result.history] == [*range(4, len(steps), 4), len(steps)]
+
+
+def test_progress_counts_epochs_and_steps() -> None:
+    """One call a step, numbered from 1 within each epoch, with the figures of a bar."""
+    seen: list[TrainingProgress] = []
+
+    result = train(
+        CONFIG, replace(TRAINING, max_epochs=2), SEQUENCES, VALIDATION, progress=seen.append
+    )
+
+    steps = seen[0].steps
+    assert [(p.epoch, p.step) for p in seen] == [(e, s + 1) for e in (1, 2) for s in range(steps)]
+    assert {(p.epochs, p.steps) for p in seen} == {(2, steps)}
+    assert all(p.loss > 0 and p.samples_per_s > 0 for p in seen)
+    assert [p.best_recall for p in seen[:steps]] == [None] * steps
+    assert {p.best_recall for p in seen[steps:]} == {result.history[0].metrics["recall@10"]}
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    """A step size beyond reason is an error that says where, not a model."""
+    with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) in epoch 1, step \d"):
+        train(CONFIG, replace(TRAINING, learning_rate=1e30), SEQUENCES, VALIDATION)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "validation", "message"),
+    [
+        pytest.param([[], []], VALIDATION, "at least one item, got none", id="no items"),
+        pytest.param([[1, 31]], VALIDATION, "indices up to 30, got 31", id="an unknown item"),
+        pytest.param(
+            [[1, 2]], Holdout([], np.empty(0, np.int64)), "one user", id="nobody held out"
+        ),
+    ],
+)
+def test_unusable_data_is_refused(
+    sequences: list[list[int]], validation: Holdout, message: str
+) -> None:
+    """What cannot be trained on, or validated, is said before or at the first validation."""
+    with pytest.raises(ValueError, match=message):
+        train(CONFIG, TRAINING, sequences, validation)
