@@ -1,5 +1,7 @@
 """Configurations refuse what makes no model."""
 
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -50,3 +52,14 @@ def test_configs_are_frozen() -> None:
     """A config that a model was made with cannot change behind its back."""
     with pytest.raises(FrozenInstanceError):
         ModelConfig(n_items=1).n_items = 2  # type: ignore[misc]  # wrong by intent
+
+
+def test_reading_a_config_loads_no_tensor_library() -> None:
+    """Commands that only need settings start in a fraction of the time that torch takes."""
+    code = (
+        "import sys, models.config, models.errors, models.vocabulary; print('torch' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
