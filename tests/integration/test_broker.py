@@ -1,12 +1,198 @@
 """The local Kafka: real processes, started and stopped, killed and repaired."""
 
-from pipeline.settings import Settings
-from tests.kafka import admin_client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.broker import find, free_port, running_broker, start, status, stop
+from pipeline.errors import BrokerUnavailable, PortTaken
+from pipeline.kafka_clients import read_partitions
+from pipeline.settings import BrokerSettings, KafkaSettings
+from tests.kafka import admin_client, create_topic, send, wait_until
 
 
-def test_each_test_gets_settings_that_lead_to_a_running_kafka(settings: Settings) -> None:
-    """The suite's broker answers at the address of a test's settings."""
-    with admin_client(settings.kafka.bootstrap_servers) as admin:
-        brokers = admin.describe_cluster()["brokers"]
+@pytest.fixture
+def settings(tmp_path: Path) -> BrokerSettings:
+    """A broker of its own, with a port that nobody has."""
+    return BrokerSettings(data_dir=tmp_path / "broker", port=free_port(), heap_mib=256)
 
-    assert len(brokers) >= 1
+
+def is_running(pid: int) -> bool:
+    """Whether the process runs, and is not merely waiting to be collected."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_line(settings: BrokerSettings, action: str) -> list[str]:
+    """Return `lrurec broker` for these settings, as another program would call it."""
+    command = [sys.executable, "-m", "pipeline", "broker", action]
+    command += ["--broker.data-dir", str(settings.data_dir), "--broker.port", str(settings.port)]
+    return [*command, "--broker.heap-mib", str(settings.heap_mib)]
+
+
+def run_command(settings: BrokerSettings, action: str, report: Path) -> int:
+    """Call it and return its exit code; the result goes into the report."""
+    command = [*command_line(settings, action), "--json", str(report)]
+    return subprocess.run(command, check=False, timeout=120).returncode
+
+
+def test_the_command_starts_finds_and_stops_one_broker(
+    settings: BrokerSettings, tmp_path: Path
+) -> None:
+    """Starting twice is starting once; after the stop the process is gone and status says so."""
+    report = tmp_path / "report.json"
+
+    codes = [run_command(settings, "start", report)]
+    first = json.loads(report.read_text())
+    codes.append(run_command(settings, "start", report))
+    second = json.loads(report.read_text())
+    codes.append(run_command(settings, "status", report))
+    third = json.loads(report.read_text())
+    with admin_client(first["address"]) as admin:
+        answered = admin.describe_cluster()["brokers"]
+    own_session = os.getsid(first["pid"]) != os.getsid(0)
+    codes.append(run_command(settings, "stop", report))
+    stopped = json.loads(report.read_text())
+
+    assert codes == [0, 0, 0, 0]
+    assert first == second == third
+    assert first["address"] == f"127.0.0.1:{settings.port}"
+    assert first["version"].startswith("4.")
+    assert Path(first["log_file"]).is_relative_to(settings.data_dir)
+    assert answered[0]["port"] == settings.port
+    assert own_session, "Ctrl-C in this terminal would reach Kafka"
+    assert stopped == {"running": False, "stopped": True}
+    assert not is_running(first["pid"])
+    assert run_command(settings, "status", report) == 1
+    assert json.loads(report.read_text()) == {"running": False}
+    assert run_command(settings, "stop", report) == 0
+    assert json.loads(report.read_text()) == {"running": False, "stopped": False}
+
+
+def test_two_brokers_run_side_by_side(kafka: str, settings: BrokerSettings) -> None:
+    """Another folder and port make another cluster; a taken port is refused with its holder."""
+    with running_broker(settings) as info:
+        create_topic(info.address, "only-here")
+        with admin_client(kafka) as ours, admin_client(info.address) as other:
+            assert "only-here" in other.list_topics()
+            assert "only-here" not in ours.list_topics()
+        third = BrokerSettings(data_dir=settings.data_dir.with_name("third"), port=settings.port)
+        with pytest.raises(PortTaken, match=rf"{settings.port}.*{settings.data_dir}.*{info.pid}"):
+            start(third)
+
+        with running_broker(settings) as again:
+            assert again == info
+        assert status(settings) == info, "the inner block stopped what it had not started"
+
+    assert not is_running(info.pid)
+    assert find(third) is None
+
+
+def test_records_survive_kill_9_and_a_new_port(settings: BrokerSettings) -> None:
+    """What was confirmed is there after the hardest stop, also at another address."""
+    info = start(settings)
+    create_topic(info.address, "kept", partitions=2)
+    send(info.address, "kept", [(number % 2, b"k", b"%d" % number) for number in range(1000)])
+    os.kill(info.pid, signal.SIGKILL)
+    wait_until(lambda: not is_running(info.pid), "the killed broker is gone")
+
+    moved = BrokerSettings(data_dir=settings.data_dir, port=free_port())
+    with running_broker(moved) as again:
+        kafka = KafkaSettings(bootstrap_servers=again.address)
+        values = sorted(int(record.value or b"") for record in read_partitions(kafka, "kept"))
+
+    assert again.address != info.address
+    assert values == list(range(1000))
+
+
+@pytest.mark.parametrize("moment", ["formatting", "starting"])
+def test_a_start_that_was_killed_is_repaired_by_the_next(
+    settings: BrokerSettings, moment: str
+) -> None:
+    """Kill -9 while storage is formatted or Kafka comes up: the next start serves, one Kafka."""
+    starter = subprocess.Popen(command_line(settings, "start"))
+    signs = {
+        "formatting": lambda: list(settings.data_dir.glob("formatting-*/log")),
+        "starting": lambda: find(settings) is not None,
+    }
+    wait_until(signs[moment], f"the start is {moment}")
+    starter.kill()
+    starter.wait()
+
+    with running_broker(settings) as info:
+        assert status(settings) == info
+        assert len(kafkas_in(settings.data_dir)) == 1
+        assert not list(settings.data_dir.glob("formatting-*"))
+        stop(settings)  # one that was found running is left running by the block
+
+
+def kafkas_in(data_dir: Path) -> list[int]:
+    """Processes of Java that were started with this data directory."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if "kafka.Kafka" in (words := process.info["cmdline"] or [])
+        and f"-Dlrurec.data-dir={data_dir}" in words
+        and words[0] != "/bin/sh"
+    ]
+
+
+def test_a_broker_ends_with_its_dead_owner(settings: BrokerSettings) -> None:
+    """A test run or a demo that is killed leaves no Kafka behind."""
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.broker import running_broker; "
+        "from pipeline.settings import BrokerSettings\n"
+        "with running_broker(BrokerSettings(data_dir=Path(sys.argv[1]), port=int(sys.argv[2]))) "
+        "as info: print(info.pid, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(settings.data_dir), str(settings.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        assert is_running(pid)
+        owner.kill()
+
+    wait_until(lambda: not is_running(pid), "Kafka ends with its owner", deadline_s=10)
+
+
+def test_a_port_of_another_program_is_refused_at_once(settings: BrokerSettings) -> None:
+    """The message names the port and the flag to change it; nothing was started or written."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", settings.port))
+        other.listen()
+
+        with pytest.raises(PortTaken, match=rf"port {settings.port} .*--broker\.port"):
+            start(settings)
+
+    assert not (settings.data_dir / "log").exists()
+
+
+def test_a_broker_that_cannot_start_says_why(settings: BrokerSettings) -> None:
+    """The end of Kafka's log stands in the one-line error, and no process is left."""
+    (settings.data_dir / "log").mkdir(parents=True)
+    (settings.data_dir / "log" / "meta.properties").write_text("version=1\nnode.id=7\n")
+
+    with pytest.raises(
+        BrokerUnavailable, match=r"ended while starting.*cluster\.id was not found"
+    ) as caught:
+        start(settings)
+
+    assert "\n" not in str(caught.value)
+    assert kafkas_in(settings.data_dir) == []
+
+
+def test_a_java_that_is_none_is_refused(settings: BrokerSettings) -> None:
+    """The message names the program and the flag."""
+    broken = BrokerSettings(data_dir=settings.data_dir, port=settings.port, java=Path("/no/java"))
+
+    with pytest.raises(BrokerUnavailable, match=r"/no/java.*--broker\.java"):
+        start(broken)
