@@ -17,6 +17,7 @@ import msgspec
 from aiokafka.partitioner import murmur2
 
 from pipeline.data_files import Interaction, Interactions
+from pipeline.events import MIN_AUTO_MS
 from pipeline.kafka_clients import aiokafka_options, end_offsets, kafka_errors
 from pipeline.settings import FieldSettings, Settings
 
@@ -69,7 +70,7 @@ class EventWriter:
         return quoted
 
     def _time(self, timestamp_ms: int) -> bytes:
-        if self._unit in ("auto", "ms"):
+        if self._unit == "ms" or (self._unit == "auto" and timestamp_ms >= MIN_AUTO_MS):
             return b"%d" % timestamp_ms
         if self._unit == "us":
             return b"%d" % (timestamp_ms * 1000)

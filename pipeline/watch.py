@@ -10,17 +10,18 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.catalogue import CatalogueItem
 from pipeline.data_files import read_titles
 from pipeline.errors import TopicMismatch
-from pipeline.kafka_clients import follow_topic, read_partitions
+from pipeline.kafka_clients import Record, follow_topic, read_partitions
 from pipeline.settings import Settings
 from pipeline.wire import Recommendation
 
 _log = logging.getLogger(__name__)
 
-LINE_ITEMS = 3
+TABLE_ITEMS = 3
 TABLE_ROWS = 20
 
 
@@ -75,20 +76,23 @@ def follow_recommendations(
     topic = settings.topics.recommendations
     records = follow_topic(settings.kafka, topic, from_start=from_start)
 
-    def decoded() -> Iterator[Recommendation]:
-        for record in records:
-            if record.value is None:  # the user was deleted
-                continue
-            try:
-                recommendation = msgspec.json.decode(record.value, type=Recommendation)
-            except msgspec.MsgspecError as exc:
-                where = f"{topic}, partition {record.partition}, offset {record.offset}"
-                _log.warning("%s: expected a recommendation: %s", where, exc)
-                continue
-            if not users or recommendation.user_id in users:
-                yield recommendation
+    return (
+        recommendation
+        for recommendation in map(_decode, records)
+        if recommendation is not None and (not users or recommendation.user_id in users)
+    )
 
-    return decoded()
+
+def _decode(record: Record) -> Recommendation | None:
+    """Return what a record says; None for a deleted user's, or one that is no recommendation."""
+    if record.value is None:
+        return None
+    try:
+        return msgspec.json.decode(record.value, type=Recommendation)
+    except msgspec.MsgspecError as exc:
+        where = f"{record.topic}, partition {record.partition}, offset {record.offset}"
+        _log.warning("%s: expected a recommendation: %s", where, exc)
+        return None
 
 
 def show(
@@ -128,12 +132,13 @@ def _line(recommendation: Recommendation, titles: Mapping[str, str]) -> str:
 def _table(newest: Iterable[Recommendation], titles: Mapping[str, str]) -> Table:
     table = Table("user", "events", "by", "recommended", expand=True)
     for recommendation in newest:
-        table.add_row(
+        cells = (
             recommendation.user_id,
             str(recommendation.history_length),
             _source(recommendation),
-            _items(recommendation, titles, LINE_ITEMS),
+            _items(recommendation, titles, TABLE_ITEMS),
         )
+        table.add_row(*map(Text, cells))  # as it is: brackets in a title are no markup
     return table
 
 
