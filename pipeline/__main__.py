@@ -9,6 +9,7 @@ import difflib
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
@@ -132,11 +133,15 @@ def _fail_by_bug(prog: str, error: Exception) -> int:
 def _stdout_is_open() -> bool:
     """Tell whether stdout still has a reader; if not, let nothing more be written to it."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+        descriptor = sys.stdout.fileno()
+    except OSError:  # a text in memory
+        return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if not poll.poll(0):  # else an error or a hang-up, the only events that need no asking
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return False
 
 
 def _unwind(_signal: int, _frame: object) -> NoReturn:
