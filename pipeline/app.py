@@ -185,9 +185,10 @@ def create_worker(
         torch.set_num_threads(settings.worker.threads)
     closers: list[Callable[[], Any]] = []
     try:
-        store = RocksStore(settings.worker.data_dir / "states")
+        store = RocksStore(settings.worker.data_dir / "states", settings.store)
         closers.append(store.close_all)
         metrics = Metrics(registry)
+        metrics.watch_store(store.stats)
         swapper = Swapper(settings, metrics)
         models_from = swapper.catch_up()
         catalogue = Catalogue()
