@@ -84,6 +84,7 @@ class Ranker:
         self._catalogue = catalogue
         self._k = k
         self._exclude_seen = exclude_seen
+        self._cold_start: tuple[int, Tensor | None, Hashes] | None = None
 
     def by_model(
         self,
@@ -189,11 +190,20 @@ class Ranker:
     def _earlier_lists(self, model: ServedModel, slots: Ints) -> Hashes:
         """Return the lists (u, k) last made; the cold-start list for a user who never had one."""
         lists = self._hot.heads["recommended"][slots]
-        _, items = model.serving.top_k(
-            model.cold_start[None], self._k, None, self._catalogue.unavailable(model)
-        )
-        lists[~lists.any(axis=1)] = model.hashes[items[0].cpu().numpy()]
+        is_new = ~lists.any(axis=1)
+        if is_new.any():
+            lists[is_new] = self._cold_start_list(model)
         return lists
+
+    def _cold_start_list(self, model: ServedModel) -> Hashes:
+        """Return the list (k,) of a user without history, for this release and catalogue."""
+        unavailable = self._catalogue.unavailable(model)
+        kept = self._cold_start
+        if kept is None or kept[0] != model.weights_id or kept[1] is not unavailable:
+            _, items = model.serving.top_k(model.cold_start[None], self._k, None, unavailable)
+            hashes = model.hashes[items[0].cpu().numpy()]
+            self._cold_start = kept = (model.weights_id, unavailable, hashes)
+        return kept[2]
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._hot.hidden.device)
@@ -211,6 +221,8 @@ def _lists_before(applied: Applied, earlier: Hashes, after_known: Hashes) -> Has
     known_so_far: Ints = np.cumsum(is_known) - is_known  # of all users
     first = np.searchsorted(applied.user, applied.user)  # each event's user's first event
     before = earlier[applied.user]
-    moved: npt.NDArray[np.bool_] = known_so_far > known_so_far[first]  # the user's list changed within the batch
+    moved: npt.NDArray[np.bool_] = (
+        known_so_far > known_so_far[first]
+    )  # the user's list changed within the batch
     before[moved] = after_known[known_so_far[moved] - 1]
     return before
