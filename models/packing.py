@@ -8,7 +8,7 @@ theirs has a pad position with a label, there is a segment of nothing but the pa
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ class TrainingWindows:
     """(w,) whether the window's first label is predicted from the pad token."""
 
     @classmethod
-    def cut(cls, sequences: Sequence[npt.ArrayLike], max_length: int) -> Self:
+    def cut(cls, sequences: Sequence[npt.ArrayLike], max_length: int) -> "TrainingWindows":
         """Cut every user's history by the rule of the authors' dataset.
 
         A history shorter than twice `max_length` is one window: its labels are the last

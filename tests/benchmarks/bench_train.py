@@ -115,6 +115,7 @@ class PlainRecommender(nn.Module):
         self.token = nn.Parameter(recommender.item_embedding.clone())
         self.bias = nn.Parameter(recommender.item_bias.clone())
         self.norm = nn.LayerNorm(recommender.config.hidden_size)
+        self.norm.load_state_dict(recommender.embedding_norm.state_dict())
         self.blocks = nn.ModuleList(PlainBlock(block, self.dropout) for block in recommender.blocks)
 
     def loss(self, items: Tensor, labels: Tensor) -> Tensor:

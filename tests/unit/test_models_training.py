@@ -49,7 +49,7 @@ def weights(recommender: Recommender) -> dict[str, bytes]:
 
 def outcome(result: TrainResult) -> tuple[dict[str, bytes], list[Validation]]:
     """Return all of a result that does not depend on the clock."""
-    return weights(result.recommender), [replace(made, seconds=0) for made in result.history]
+    return weights(result.recommender), [replace(made, seconds=0.0) for made in result.history]
 
 
 def test_it_learns_what_follows_what() -> None:
