@@ -111,7 +111,8 @@ def format_new_storage(data_dir: Path, java: Path, class_path: str) -> None:
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     command = [str(java), "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
     command += ["-cp", class_path, "kafka.tools.StorageTool", "format"]
-    command += ["--cluster-id", cluster_id, "--config", str(new_properties)]
+    # In one argument: an id may begin with a dash.
+    command += [f"--cluster-id={cluster_id}", "--config", str(new_properties)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as exc:

@@ -1,0 +1,39 @@
+"""What every benchmark prints and writes: machine, versions, commit, medians."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "faust-streaming", "aiokafka", "rocksdict")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "load_1m": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, with the smallest and the largest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write the figures with what they were measured on; nothing without a path."""
+    if path is not None:
+        path.write_text(json.dumps({"on": machine(), **figures}, indent=2) + "\n")
