@@ -1,0 +1,164 @@
+"""The files of deploy/: valid by their published schema, and true to the settings and metrics."""
+
+import importlib
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from pipeline.__main__ import COMMANDS
+from pipeline.metrics import Metrics, TrainerMetrics
+from pipeline.settings import MetricsSettings, WorkerSettings, parse_command
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+OWN_SERVICES = ("topics", "worker", "trainer")
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """Parse a file of deploy/."""
+    content = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The compose file."""
+    return read_yaml("compose.yaml")
+
+
+def test_compose_follows_the_published_schema(compose: dict[str, Any]) -> None:
+    """What docker compose would refuse is refused here."""
+    vendored = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    # The draft that the schema names, by a URL that jsonschema does not know as its own.
+    validator = jsonschema.Draft7Validator(json.loads(vendored.read_text(encoding="utf-8")))
+
+    misspelt = compose | {"services": {"worker": compose["services"]["worker"] | {"prots": []}}}
+
+    validator.validate(compose)
+    with pytest.raises(jsonschema.ValidationError, match="prots"):
+        validator.validate(misspelt)
+
+
+def test_ports_are_published_on_loopback_alone(compose: dict[str, Any]) -> None:
+    """A Kafka without a password must not be open to the network."""
+    ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
+
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_images_are_pinned(compose: dict[str, Any]) -> None:
+    """Every image names a version, Kafka's is the one that the tests run on."""
+    from pipeline.kafka_jars import locked_jars
+
+    images = {name: service["image"] for name, service in compose["services"].items()}
+    images |= dict(re.findall(r"FROM ((\S+:\S+))", (DEPLOY / "Dockerfile").read_text()))
+
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images.values()), images
+    assert images["kafka"] == f"apache/kafka:{locked_jars()[0]}"
+
+
+@pytest.mark.parametrize("name", OWN_SERVICES)
+def test_commands_and_settings_of_a_service_are_real(compose: dict[str, Any], name: str) -> None:
+    """Arguments and variables are parsed by the command itself; folders of data are volumes."""
+    service = compose["services"][name]
+    command, *arguments = service["command"]
+    module = importlib.import_module(COMMANDS[command].module)
+
+    parsed = parse_command(module.Command, arguments, prog=command, environ=service["environment"])
+
+    settings = parsed.settings
+    assert settings.kafka.bootstrap_servers == "kafka:9092"
+    mounted = [volume.split(":")[1] for volume in service.get("volumes", ())]
+    if name == "worker":
+        assert str(settings.worker.data_dir) in mounted
+    if name != "topics":
+        assert str(settings.trainer.releases_dir) in mounted
+
+
+def test_services_start_in_order_and_may_finish_their_work(compose: dict[str, Any]) -> None:
+    """Topics wait for Kafka's health, the rest for the topics; the stop leaves time to drain."""
+    services = compose["services"]
+
+    assert services["topics"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
+    for name in ("worker", "trainer"):
+        after = services[name]["depends_on"]
+        assert after == {"topics": {"condition": "service_completed_successfully"}}
+        assert int(services[name]["stop_grace_period"].rstrip("s")) > (
+            WorkerSettings().stop_deadline_s
+        )
+    for name in services.keys() - {"topics"}:
+        assert services[name]["healthcheck"]["test"][0] == "CMD"
+
+
+def test_named_volumes_are_declared_and_used(compose: dict[str, Any]) -> None:
+    """No volume is misspelt: a container's data would be gone with it."""
+    used = {
+        volume.split(":")[0]
+        for service in compose["services"].values()
+        for volume in service.get("volumes", ())
+        if not volume.startswith(".")
+    }
+
+    assert used == compose["volumes"].keys()
+
+
+def test_prometheus_scrapes_the_services_that_exist(compose: dict[str, Any]) -> None:
+    """Names and ports are those of the compose file and of the settings."""
+    config = read_yaml("prometheus/prometheus.yml")
+
+    scraped = [source for job in config["scrape_configs"] for source in job["dns_sd_configs"]]
+
+    assert {name for source in scraped for name in source["names"]} == {"worker", "trainer"}
+    assert {source["port"] for source in scraped} == {MetricsSettings().port}
+    assert all((DEPLOY / "prometheus" / name).is_file() for name in config["rule_files"])
+    assert "./prometheus:/etc/prometheus:ro" in compose["services"]["prometheus"]["volumes"]
+
+
+def alert_rules() -> list[dict[str, Any]]:
+    """All alert rules."""
+    return [
+        rule for group in read_yaml("prometheus/alerts.yml")["groups"] for rule in group["rules"]
+    ]
+
+
+@pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_asks_for_metrics_that_exist(rule: dict[str, Any]) -> None:
+    """Each series in its expression, with its label, is one that a worker or trainer exports."""
+    exported = set()
+    for metrics in (Metrics, TrainerMetrics):
+        registry = CollectorRegistry()
+        metrics(registry)
+        for sample in (sample for family in registry.collect() for sample in family.samples):
+            exported.add((sample.name, ""))
+            exported |= {(sample.name, f'{key}="{value}"') for key, value in sample.labels.items()}
+    # Its children are partitions, which come and go.
+    exported.add(("lrurec_consumer_lag_events", ""))
+
+    asked = re.findall(r"(lrurec_\w+)(?:\{(\w+=\"\w+\")\})?", rule["expr"])
+
+    assert asked or 'up{job="lrurec-worker"}' in rule["expr"]
+    assert set(asked) <= exported
+    assert rule["labels"]["severity"] in {"page", "ticket"}
+    assert {"summary", "action"} <= rule["annotations"].keys()
+
+
+def test_the_image_gets_what_it_copies() -> None:
+    """The ignore file lets through every path that the Dockerfile copies, and nothing else."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    copied = {
+        path
+        for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE)
+        for path in line.split()[:-1]
+    }
+    ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+
+    assert {line[1:] for line in ignore if line.startswith("!")} == copied
+    assert ignore.index("*") < min(ignore.index(f"!{path}") for path in copied)
