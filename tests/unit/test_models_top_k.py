@@ -35,6 +35,16 @@ def test_a_catalogue_of_a_few_thousand_is_ranked_in_two_rounds() -> None:
     assert torch.allclose(scores, expected.gather(1, items), atol=1e-5)
 
 
+def test_no_place_in_the_catalogue_is_overlooked() -> None:
+    """Whichever item is the best, in a full group of the first round or behind the last, is found."""
+    torch.manual_seed(0)
+    weight = torch.nn.functional.normalize(torch.randn(2100, 8))
+
+    _, items = top_k(weight[1:], weight, torch.zeros(2100), 3, None, None)
+
+    assert items[:, 0].tolist() == list(range(1, 2100))
+
+
 def test_k_must_be_at_least_one() -> None:
     """No item is not a recommendation."""
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):

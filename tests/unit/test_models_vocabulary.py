@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xxhash
 
 from models.vocabulary import Vocabulary, item_hash
 
@@ -11,6 +12,13 @@ def test_hashes_never_change() -> None:
     assert item_hash("") == 3244421341483603138
     assert item_hash("movie-1") == 10067429148469691657
     assert item_hash("höhe") == 7610706071165550953
+
+
+def test_an_id_that_would_hash_to_zero_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zero means "no item" in states. No such id is known, so the digest is put in its place."""
+    monkeypatch.setattr(xxhash, "xxh3_64_intdigest", lambda _: 0)
+
+    assert item_hash("a") == 1
 
 
 def test_a_repeated_id_is_refused() -> None:
