@@ -132,6 +132,42 @@ def read_titles(path: Path) -> dict[str, str]:
     return titles
 
 
+def read_item_ids(path: Path) -> list[str]:
+    """Read the ids of a model's items, in the order of its rows, from 1.
+
+    The file is a table (`.csv`, `.tsv`) whose last column is the id and whose first, where there
+    are several, numbers the rows from 1; or any other text file, one id a line. Both may be `.gz`.
+
+    Raises:
+        DataFileInvalid: It cannot be read, is empty, or has a row out of place, an empty id or one
+            that was there before.
+    """
+    lines: dict[str, int] = {}
+
+    def add(item_id: str, number: int) -> None:
+        if not item_id or item_id in lines:
+            _refuse(path, number, "an item that has no line before", repr(item_id))
+        lines[item_id] = number
+
+    if path.name.endswith(TABLE_SUFFIXES):
+        with _table(path, ()) as (header, reader):
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    expected = f"{len(header)} fields as in line 1"
+                    _refuse(path, reader.line_num, expected, f"{len(row)}")
+                if len(row) > 1 and row[0] != str(len(lines) + 1):
+                    expected = f"row number {len(lines) + 1} as {header[0]}"
+                    _refuse(path, reader.line_num, expected, repr(row[0]))
+                add(row[-1], reader.line_num)
+    else:
+        with _opened(path) as text:
+            for number, line in enumerate(text, start=1):
+                add(line.rstrip("\r\n"), number)
+    if not lines:
+        _refuse(path, None, "at least one item", "none")
+    return list(lines)
+
+
 class _Codes:
     """Numbers texts in order of first appearance."""
 

@@ -17,7 +17,7 @@ from kafka.structs import TopicPartition
 from models.errors import ModelError
 from models.release import Release, read_release
 from pipeline.errors import BrokerUnavailable, PipelineError, SwapRejected
-from pipeline.kafka_clients import kafka_python_options, read_partitions
+from pipeline.kafka_clients import kafka_python_options, read_partitions, wait_for_kafka
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -57,15 +57,18 @@ def announce(settings: Settings, release: Release) -> Announcement:
         metrics=dict(release.metrics),
     )
     topic = settings.topics.models
-    producer = KafkaProducer(**kafka_python_options(settings.kafka), acks="all")
+    key = str(release.version).encode()
+    wait_for_kafka(settings.kafka)
     try:
-        key = str(release.version).encode()
-        producer.send(topic, key=key, value=msgspec.json.encode(announcement), partition=0).get(30)
+        producer = KafkaProducer(**kafka_python_options(settings.kafka), acks="all")
+        try:
+            value = msgspec.json.encode(announcement)
+            producer.send(topic, key=key, value=value, partition=0).get(30)
+        finally:
+            producer.close(timeout=5)
     except KafkaError as error:
         msg = f"{topic}: release {release.version} was not announced: {error!r}"
         raise BrokerUnavailable(msg) from error
-    finally:
-        producer.close(timeout=5)
     return announcement
 
 

@@ -1,0 +1,81 @@
+"""`lrurec evaluate`: rank by the published protocol on a file."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from pipeline.json_report import write_json_report
+from pipeline.settings import Settings, SettingsFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Train on a data file and rank held-out items, beside popularity; needs no Kafka.
+
+    The protocol `lrurec` is that of the LRURec paper's code: every user's last item tests, the one
+    before it validates; all items are ranked but those of the window that the model sees.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """Interactions: csv, tsv or parquet with user,item,timestamp[,event_type], or .seq.txt; .gz."""
+
+    protocol: Literal["lrurec"] = "lrurec"
+    """How it is measured."""
+
+    release: Path | None = None
+    """Folder of a release to rank by instead of training; its item ids must be the file's."""
+
+    json: Path | None = None
+    """File to write the result to: metrics by split and method, epochs, seconds, model, data."""
+
+    settings: SettingsFlags = field(default_factory=Settings)
+
+
+def run(command: Command) -> int:
+    """Measure and print."""
+    from rich.console import Console  # here and below: only for those who run
+
+    from models.release import read_release
+    from pipeline.file_evaluation import evaluate_file
+    from pipeline.training_view import metrics_table, training_bar
+
+    started = time.monotonic()
+    release = None if command.release is None else read_release(command.release)
+    with training_bar() as progress:
+        report = evaluate_file(command.settings, command.data, release, progress)
+    seconds = time.monotonic() - started
+    Console().print(
+        metrics_table(
+            {
+                f"{split}: {method}": metrics
+                for split, methods in report.metrics.items()
+                for method, metrics in methods.items()
+            }
+        )
+    )
+    data, result = report.data, report.result
+    print(
+        f"{command.data.name}: {data['events']} events, {data['users']} users "
+        f"({data['ranked_users']} ranked for), {data['items']} items; {seconds:.1f} s"
+    )
+    if data["items_unknown_to_release"]:
+        print(f"{data['items_unknown_to_release']} items are unknown to the release")
+    write_json_report(
+        command.json,
+        {
+            "protocol": command.protocol,
+            "metrics": report.metrics,
+            "epochs": None if result is None else result.epochs,
+            "best_epoch": None if result is None else result.best_epoch,
+            "stopped_by": None if result is None else result.stopped_by,
+            "training_s": None if result is None else result.seconds,
+            "seconds": seconds,
+            "release": None if release is None else release.version,
+            "model": asdict(report.config),
+            "data": data,
+        },
+    )
+    return 0

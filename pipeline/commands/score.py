@@ -1,0 +1,81 @@
+"""`lrurec score`: one answer offline, by scan and by steps."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import SettingsInvalid
+from pipeline.json_report import write_json_report
+from pipeline.settings import Names, Settings, SettingsFlags, Switch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a release recommends after a history; needs no Kafka.
+
+    Computed by one scan over the history and again by single steps, as workers do. With
+    recommend.exclude-seen the items that a worker would remember are left out.
+    """
+
+    release: Path
+    """Folder of the release."""
+
+    history: Names = ()
+    """Item ids, oldest first; those that the release does not know are passed over. Empty: what a
+    user without history gets."""
+
+    top: int | None = None
+    """How many items; None: as many as in a recommendation (recommend.top-k)."""
+
+    all: Switch = False
+    """All items."""
+
+    json: Path | None = None
+    """File to write the result to: items with scores, unknown items, max_abs_diff."""
+
+    settings: SettingsFlags = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.top is not None and not self.top > 0:
+            msg = f"top must be over 0, got {self.top}"
+            raise SettingsInvalid(msg)
+
+
+def run(command: Command) -> int:
+    """Score and print; 0."""
+    from rich.console import Console  # here and below: only for those who run
+    from rich.markup import escape
+    from rich.table import Table
+
+    from models.release import read_release
+    from pipeline.offline_score import score_history
+
+    release, recommend = read_release(command.release), command.settings.recommend
+    ring = recommend.ring or release.config.max_length
+    answer = score_history(
+        release,
+        command.history,
+        top=None if command.all else command.top or recommend.top_k,
+        exclude_last=ring if recommend.exclude_seen else 0,
+    )
+    for item_id in answer.unknown:
+        print(f"unknown to release {release.version}, passed over: {item_id}")
+    table = Table("", "item", "score")
+    for place, (item_id, score) in enumerate(answer.items, start=1):
+        table.add_row(str(place), escape(item_id), f"{score:.6f}")
+    Console().print(table)
+    print(
+        f"release {release.version}, {answer.source}, {answer.used} items of the history; "
+        f"by scan and by steps all scores agree within {answer.max_difference:.2e}"
+    )
+    write_json_report(
+        command.json,
+        {
+            "version": release.version,
+            "source": answer.source,
+            "history_used": answer.used,
+            "unknown": answer.unknown,
+            "items": [{"item_id": item_id, "score": score} for item_id, score in answer.items],
+            "max_abs_diff": answer.max_difference,
+        },
+    )
+    return 0

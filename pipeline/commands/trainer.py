@@ -1,0 +1,53 @@
+"""`lrurec trainer`: one training after the other."""
+
+import logging
+from dataclasses import dataclass, field
+
+from prometheus_client import REGISTRY
+
+from pipeline.errors import SettingsInvalid
+from pipeline.settings import Settings, SettingsFlags
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Train again every trainer.period-s, or after trainer.min-new-events; until a signal stops it.
+
+    The first training is due as soon as there are events. Several trainers on one folder of
+    releases take turns.
+    """
+
+    settings: SettingsFlags = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        trainer = self.settings.trainer
+        if trainer.period_s is None and trainer.min_new_events is None:
+            msg = "trainer.period_s or trainer.min_new_events must be set, got None for both"
+            raise SettingsInvalid(msg)
+
+
+def run(command: Command) -> int:
+    """Train until SIGTERM or SIGINT; 0."""
+    from pipeline.metrics import TrainerMetrics, serve  # here and below: only for those who run
+    from pipeline.trainer import StopRequest, Trainer, TrainerStopped
+
+    settings = command.settings
+    trainer = Trainer(settings, TrainerMetrics(REGISTRY), stop := StopRequest())
+    server = serve(
+        REGISTRY,
+        settings.metrics.host,
+        settings.metrics.port,
+        health=lambda: (True, "runs"),
+        ready=lambda: (True, "runs"),
+    )
+    stop.listen()
+    try:
+        trainer.run()
+    except TrainerStopped:
+        _log.info("stopped")
+    finally:
+        if server is not None:
+            server.close()
+    return 0

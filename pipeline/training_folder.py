@@ -1,0 +1,114 @@
+"""The folder of the releases as trainings see it: one at a time, and what an interrupted one left.
+
+`<releases_dir>/.training` holds a lock, which the kernel lets go of whatever kills its holder, the
+plan (which offsets the training reads) and the checkpoint of the model. Nothing here is a release.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from models.errors import ModelError
+from models.manifest import Manifest
+from models.release import read_manifest
+from pipeline.errors import SettingsInvalid, TrainingLocked
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a training that is resumed must read again.
+
+    Attributes:
+        topic: Name of the interactions topic.
+        ranges: Per partition the first offset and the one to stop before.
+    """
+
+    topic: str
+    ranges: dict[int, tuple[int, int]]
+
+
+class TrainingFolder:
+    """Access to `<releases_dir>/.training`; what changes it needs the lock.
+
+    Args:
+        releases_dir: Folder of the releases; made if it is missing.
+    """
+
+    def __init__(self, releases_dir: Path) -> None:
+        self._path = releases_dir / ".training"
+        self._plan = self._path / "plan.json"
+        self.checkpoint = self._path / "checkpoint.pt"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock meanwhile; it ends with the process, however that ends.
+
+        Raises:
+            TrainingLocked: Another training runs; the message has its process id.
+            SettingsInvalid: The folder cannot be written.
+        """
+        lock = self._path / "lock"
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as exc:
+            msg = f"trainer.releases_dir must be a folder that can be written: {exc}"
+            raise SettingsInvalid(msg) from exc
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                owner = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+                msg = f"{self._path.parent}: another training runs there (process {owner})"
+                raise TrainingLocked(msg) from exc
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"%d\n" % os.getpid())
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read_plan(self, topic: str) -> TrainingPlan | None:
+        """Return what an interrupted training on this topic left; None where there is nothing."""
+        try:
+            plan = msgspec.json.decode(self._plan.read_bytes(), type=TrainingPlan)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError as exc:
+            _log.warning("%s is not as it was written: %s", self._plan, exc)
+            return None
+        return plan if plan.topic == topic else None
+
+    def begin(self, plan: TrainingPlan) -> None:
+        """Drop what an interrupted training left and note what the next one reads."""
+        self.clear()
+        temporary = self._plan.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(plan))
+        temporary.replace(self._plan)
+
+    def clear(self) -> None:
+        """Forget the training: it is done, or not wanted any more."""
+        self.checkpoint.unlink(missing_ok=True)
+        self._plan.unlink(missing_ok=True)
+
+
+def release_versions(releases_dir: Path) -> list[int]:
+    """Return the versions that have a folder, rising."""
+    if not releases_dir.is_dir():
+        return []
+    names = (path.name for path in releases_dir.iterdir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def manifests(releases_dir: Path) -> Iterator[Manifest]:
+    """Yield the manifests of the releases, newest first; those that cannot be read are logged."""
+    for version in reversed(release_versions(releases_dir)):
+        try:
+            yield read_manifest(releases_dir / str(version))
+        except ModelError as error:
+            _log.warning("%s", error)
