@@ -36,7 +36,7 @@ def test_a_catalogue_of_a_few_thousand_is_ranked_in_two_rounds() -> None:
 
 
 def test_no_place_in_the_catalogue_is_overlooked() -> None:
-    """Whichever item is the best, in a full group of the first round or behind the last, is found."""
+    """Whichever item is the best is found, in a group of the first round or behind the last one."""
     torch.manual_seed(0)
     weight = torch.nn.functional.normalize(torch.randn(2100, 8))
 
