@@ -2,12 +2,13 @@
 
     python -m tests.benchmarks.bench_train [--data FILE.seq.txt.gz] [--steps N] [--json FILE]
 
-The straightforward form does what the published code does: windows padded left to one length,
-complex projections of activations cast to complex, the recurrence by recursive doubling, logits for
-every position, and torch's cross-entropy over them. Both start from the same weights and take the
-same batches, with dropout, gradient clipping and AdamW, in turns within one process. Loss and
-gradients are compared without dropout. Where others use the machine too, the ratio of the times
-that the threads computed (`cpu_ratio`) is the steadier one; set OMP_WAIT_POLICY=PASSIVE for it.
+The straightforward form does what the published code does: windows padded left, to a power of two
+inside the blocks, complex projections of activations cast to complex, the recurrence by recursive
+doubling, logits for every position, and torch's cross-entropy over them. Both start from the same
+weights and take the same batches, with dropout, gradient clipping and AdamW, in turns within one
+process. Loss and gradients are compared without dropout. Where others use the machine too, the
+ratio of the times that the threads computed (`cpu_ratio`) is the steadier one; set
+OMP_WAIT_POLICY=PASSIVE for it.
 
 The shape is that of MovieLens-1M: 3,416 items, 128 windows of at most 200 items a step. Without a
 file, lengths are drawn from a log-normal with MovieLens-1M's median and mean (96 and 165.5), cut to
@@ -121,9 +122,12 @@ class PlainRecommender(nn.Module):
     def loss(self, items: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy over the labels that are not pads."""
         x = self.norm(F.dropout(F.embedding(items, self.token), self.dropout, self.training))
+        length = items.shape[1]
+        missing = (1 << (length - 1).bit_length()) - length
+        x, real = F.pad(x, (0, 0, missing, 0)), F.pad(items != PAD, (missing, 0))
         for block in self.blocks:
-            x = block(x, items != PAD)
-        logits = F.linear(x, self.token, self.bias)
+            x = block(x, real)
+        logits = F.linear(x[:, missing:], self.token, self.bias)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=PAD)
 
 

@@ -14,7 +14,7 @@ N_ITEMS = 12
 LOSS_RELATIVE = 1e-6
 """Two float32 means over the same terms in different orders."""
 GRADIENT_RELATIVE = 2e-5
-"""The same, through two blocks and back; relative to the largest entry of a parameter's gradient."""
+"""The same, through two blocks and back; relative to a gradient's largest entry."""
 
 
 @given(
