@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.settings import Names, Settings, SettingsFlags
+from pipeline.settings import Names, Settings, SettingsFlags, Switch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Command:
     users: Names = ()
     """Only these users; empty: everyone."""
 
-    from_start: bool = False
+    from_start: Switch = False
     """Begin with the recommendations that are in the topic already."""
 
     settings: SettingsFlags = field(default_factory=Settings)

@@ -38,7 +38,7 @@ def watched(settings: Settings) -> Settings:
 
 def run_watch(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Call the command with stdout as a pipe."""
-    command = [sys.executable, "-m", "pipeline", "watch", "--from-start", "True", *arguments]
+    command = [sys.executable, "-m", "pipeline", "watch", "--from-start", *arguments]
     command += settings_flags(settings)
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
