@@ -1,0 +1,74 @@
+"""Laws of what the trainer makes of the topic's events."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.sequences import hold_out_last_items, repeated_events
+from state.row import EVENT_IDS
+
+
+@given(st.lists(st.lists(st.integers(0, 12), max_size=30), min_size=1, max_size=4))
+def test_a_repeat_is_an_id_among_the_user_s_last_applied_ones(event_ids: list[list[int]]) -> None:
+    """An event is a repeat if its id is one of the last applied with an id; 0 is no id."""
+    expected = []
+    for ids_of_user in event_ids:
+        applied: list[int] = []
+        for event_id in ids_of_user:
+            repeated = event_id != 0 and event_id in applied[-EVENT_IDS:]
+            if event_id and not repeated:
+                applied.append(event_id)
+            expected.append(repeated)
+    user = np.repeat(np.arange(len(event_ids)), [len(ids) for ids in event_ids])
+
+    found = repeated_events(user, np.array([i for ids in event_ids for i in ids], np.uint64))
+
+    assert found.tolist() == expected
+
+
+@given(
+    hashes=st.lists(st.integers(0, 2**64 - 1), unique=True, min_size=1, max_size=30),
+    data=st.data(),
+)
+def test_who_is_held_out_today_was_held_out_before(hashes: list[int], data: st.DataObject) -> None:
+    """With more users and longer histories, nobody who was trained on whole is held out then.
+
+    Else a release could be judged by an item that an earlier one, its rival, was trained on.
+    """
+    most = data.draw(st.integers(1, 8))
+    early = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=len(hashes)))
+    growth = [data.draw(st.integers(0, 4)) if n < len(early) else 3 for n in range(len(hashes))]
+    padded = [*early, *[0] * (len(hashes) - len(early))]
+    before = [np.arange(1, 1 + length) for length in early]
+    after = [np.arange(1, 1 + n) for n in map(sum, zip(padded, growth, strict=True))]
+
+    trained = hold_out_last_items(before, np.array(hashes[: len(early)], np.uint64), most).train
+    later = hold_out_last_items(after, np.array(hashes, np.uint64), most)
+
+    for user, sequence in enumerate(later.train):
+        held_out = len(sequence) < len(after[user])
+        if held_out and user < len(early):
+            assert after[user][-1] not in trained[user]
+    assert len(later.validation.targets) <= most
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    most=st.integers(1, 12),
+)
+def test_a_split_loses_no_item(lengths: list[int], most: int) -> None:
+    """Training items and targets together are every user's items, in their order."""
+    sequences = [np.arange(1, 1 + length) + 10 * user for user, length in enumerate(lengths)]
+    hashes = np.arange(len(sequences), dtype=np.uint64)[::-1].copy()
+
+    split = hold_out_last_items(sequences, hashes, most)
+
+    targets = iter(split.validation.targets.tolist())
+    histories = iter(split.validation.histories)
+    for whole, trained in zip(sequences, split.train, strict=True):
+        if len(trained) < len(whole):
+            assert trained.tolist() == next(histories).tolist()
+            assert [*trained.tolist(), next(targets)] == whole.tolist()
+    assert next(targets, None) is None
+    eligible = sum(length >= 3 for length in lengths)
+    assert len(split.validation.targets) == min(eligible, most)
