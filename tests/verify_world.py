@@ -1,0 +1,267 @@
+"""A stream without Kafka: topics as lists, and the real processor that reads and writes them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from prometheus_client import CollectorRegistry
+
+from models.release import Release
+from pipeline.catalogue import Catalogue
+from pipeline.engine.chunks import Chunk
+from pipeline.metrics import Metrics
+from pipeline.recommend import RecommendationProcessor
+from pipeline.releases import Announcement
+from pipeline.served_model import ModelHolder, prepare
+from pipeline.settings import Settings
+from pipeline.topics import changelog_name
+from pipeline.verify import verify
+from pipeline.verify_report import VerifyReport
+from state.memory import MemoryStore
+from state.row import layout_of
+from tests.releases import random_release
+
+ITEMS = [f"item-{i}" for i in range(8)]
+K = 3
+RING = 4
+PARTITIONS = (0, 1)
+
+
+@dataclass(frozen=True)
+class ListedRecord:
+    """A record of a topic that is a list."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass
+class ListedTopics:
+    """Topics as lists; an offset whose record is None holds none."""
+
+    records: dict[tuple[str, int], list[ListedRecord | None]] = field(default_factory=dict)
+    first: dict[tuple[str, int], int] = field(default_factory=dict)
+    committed: dict[int, int] = field(default_factory=dict)
+    compacted: set[str] = field(default_factory=set)
+    on_read: Callable[[str], None] = lambda topic: None
+
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Iterable[tuple[str, bytes]] = (),
+        timestamp: int | None = None,
+    ) -> None:
+        log = self.records.setdefault((topic, partition), [])
+        time_ms = 5000 + len(log) if timestamp is None else timestamp
+        log.append(ListedRecord(topic, partition, len(log), time_ms, key, value, tuple(headers)))
+
+    def trim(self, topic: str, partition: int, first: int) -> None:
+        """Remove the records before an offset, as retention does."""
+        self.first[topic, partition] = first
+
+    def remove(self, topic: str, partition: int, offset: int) -> None:
+        """Remove one record, as compaction does, or put a marker of a transaction in its place."""
+        self.records[topic, partition][offset] = None
+
+    # --- what `verify` asks for
+
+    def committed_offsets(self) -> Mapping[int, int]:
+        return self.committed
+
+    def first_offsets(self, topic: str) -> Mapping[int, int]:
+        return {p: self.first.get((topic, p), 0) for p in PARTITIONS}
+
+    def end_offsets(self, topic: str) -> Mapping[int, int]:
+        return {p: len(self.records.get((topic, p), ())) for p in PARTITIONS}
+
+    def is_compacted(self, topic: str) -> bool:
+        return topic in self.compacted
+
+    def read(self, topic: str, *, committed: bool = False) -> Iterator[ListedRecord]:
+        self.on_read(topic)
+        for partition in PARTITIONS:
+            first = self.first.get((topic, partition), 0)
+            for record in list(self.records.get((topic, partition), ()))[first:]:
+                if record is not None:
+                    yield record
+
+
+class StreamWorld:
+    """A processor on listed topics, to be stopped at will, and its topics to be falsified."""
+
+    def __init__(self, folder: Path, settings: Settings, releases: Iterable[Release] = ()) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.names = settings.topics
+        self.topics = ListedTopics(committed=dict.fromkeys(PARTITIONS, 0))
+        self.changelog = changelog_name(settings.worker.app_id)
+        self.store = MemoryStore()
+        for partition in PARTITIONS:
+            self.store.open(partition)
+        self.holder = ModelHolder()
+        self.position = dict.fromkeys(PARTITIONS, 0)
+        for release in releases:
+            self.announce(release)
+        self.holder.take_next()
+        self.start()
+
+    def start(self) -> None:
+        """Begin with what was settled, from the committed offsets."""
+        self.processor = RecommendationProcessor(
+            self.settings,
+            self.store,
+            self.holder,
+            Catalogue(),
+            Metrics(CollectorRegistry()),
+            torch.device("cpu"),
+        )
+        self.position = dict(self.topics.committed)
+
+    def announce(self, release: Release) -> None:
+        """Announce a release and make it the next one to serve."""
+        announcement = Announcement(
+            version=release.version,
+            location=str(release.path),
+            manifest_sha256=release.manifest_sha256,
+            created=release.created,
+        )
+        key, value = str(release.version).encode(), msgspec.json.encode(announcement)
+        self.topics.append(self.names.models, 0, key, value)
+        ring = self.settings.recommend.ring
+        self.holder.offer(prepare(release, device="cpu", top_k=self.top_k, ring=ring))
+
+    @property
+    def top_k(self) -> int:
+        return self.settings.recommend.top_k
+
+    def click(self, user: str, item: str, *, partition: int = 0, **more: Any) -> None:
+        """Append an event to the interactions."""
+        log = self.topics.records.setdefault((self.names.interactions, partition), [])
+        event = {"user_id": user, "item_id": item, "timestamp_ms": 1000 + len(log), **more}
+        self.topics.append(
+            self.names.interactions, partition, user.encode(), msgspec.json.encode(event)
+        )
+
+    def click_all(self, user: str, items: str, *, partition: int = 0) -> None:
+        """Append events of the items with these digits."""
+        for digit in items:
+            self.click(user, f"item-{digit}", partition=partition)
+
+    def junk(self, value: bytes | None, *, partition: int = 0) -> None:
+        """Append a record that is no event."""
+        self.topics.append(self.names.interactions, partition, b"junk", value)
+
+    def process(self, partition: int, most: int = 1000) -> None:
+        """Answer the next records of a partition; nothing is durable by that."""
+        start = self.position[partition]
+        log = self.topics.records.get((self.names.interactions, partition), [])[: start + most]
+        records = [record for record in log[start:] if record is not None]
+        self.position[partition] = max(start, len(log))
+        if not records:
+            return
+        for result in self.processor.process([(partition, Chunk(records, start, len(log)))]):
+            for key, value in result.outputs:
+                self.topics.append(self.names.recommendations, partition, key, value)
+            for letter in result.dead_letters:
+                self.topics.append(
+                    self.names.dead_letters, 0, letter.key, letter.value, letter.headers
+                )
+
+    def settle(self, *, commit: bool = True) -> None:
+        """Take a checkpoint of every partition."""
+        for partition in PARTITIONS:
+            snapshot = self.processor.snapshot(partition)
+            for key, row in snapshot.rows:
+                self.topics.append(self.changelog, partition, key, row)
+            self.store.write(partition, snapshot.rows, None)
+            self.processor.settled(partition, snapshot)
+        if commit:
+            self.topics.committed = dict(self.position)
+
+    def run(self, batch: int = 2) -> None:
+        """Answer everything in small batches and settle it."""
+        for partition in PARTITIONS:
+            end = len(self.topics.records.get((self.names.interactions, partition), []))
+            while self.position[partition] < end:
+                self.process(partition, batch)
+        self.settle()
+
+    def verify(self, sample: int | None = None) -> VerifyReport:
+        return verify(self.settings, topics=self.topics, sample=sample)
+
+    # --- falsifying
+
+    def row(self, user: str, partition: int = 0) -> bytes:
+        """The newest row of a user."""
+        rows = [
+            record.value
+            for record in self.topics.records[self.changelog, partition]
+            if record is not None and record.key == user.encode()
+        ]
+        assert rows
+        assert rows[-1] is not None
+        return rows[-1]
+
+    def forge_row(
+        self,
+        user: str,
+        *,
+        at: int = 0,
+        hidden: npt.NDArray[np.complex64] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Append a row that is the user's newest one with other facts."""
+        row = self.row(user, at)
+        layout = layout_of(row)
+        assert layout is not None
+        decoded = layout.decode([row])
+        for name, value in facts.items():
+            decoded.heads[name][0] = value
+        state = decoded.hidden if hidden is None else hidden[None]
+        (forged,) = layout.encode(decoded.heads, state)
+        self.topics.append(self.changelog, at, user.encode(), forged)
+
+    def head(self, user: str, partition: int = 0) -> Any:
+        """Head of the user's newest row."""
+        row = self.row(user, partition)
+        layout = layout_of(row)
+        assert layout is not None
+        return layout.decode([row]).heads[0]
+
+    def hidden(self, user: str, partition: int = 0) -> npt.NDArray[np.complex64]:
+        """Hidden state of the user's newest row."""
+        row = self.row(user, partition)
+        layout = layout_of(row)
+        assert layout is not None
+        state: npt.NDArray[np.complex64] = layout.decode([row]).hidden[0]
+        return state
+
+    def forge_output(self, falsify: Callable[[dict[str, Any]], object], partition: int = 0) -> None:
+        """Replace the newest recommendation of a partition by a false one."""
+        log = self.topics.records[self.names.recommendations, partition]
+        record = log[-1]
+        assert record is not None
+        assert record.value is not None
+        output = msgspec.json.decode(record.value)
+        falsify(output)
+        log[-1] = replace(record, value=msgspec.json.encode(output))
+
+
+def small_release(folder: Path, version: int = 1, *, n_items: int = 8, hidden: int = 4) -> Release:
+    """A release with random weights that differ by its version."""
+    return random_release(
+        folder, ITEMS[:n_items], version=version, hidden_size=hidden, max_length=RING
+    )
