@@ -45,6 +45,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         output=settings.topics.recommendations,
         dead_letters=settings.topics.dead_letters,
         changelog=changelog_name(worker.app_id),
+        compression=None if settings.topics.compression == "none" else settings.topics.compression,
         batch_events=worker.batch_events,
         max_chunk_records=max(1, worker.batch_events // 4),
         fetch_min_bytes=kafka.fetch_min_bytes,

@@ -21,7 +21,9 @@ class Chunk:
 
     Attributes:
         records: aiokafka's decoded records (`offset`, `timestamp` in ms, `key`, `value`,
-            `headers`); never empty.
+            `headers`). Empty where the offsets hold control records, aborted ones or what
+            compaction left of a batch: they too have to be committed, or retention would seem to
+            have removed something unread.
         start: The position it was fetched from. The record at that offset may be missing
             (compaction).
         next_offset: The position behind it: where the next chunk of the partition has to start.
@@ -35,12 +37,6 @@ class Chunk:
         self.start = start
         self.next_offset = next_offset
         self.received_s = time.time()
-
-    @property
-    def last_offset(self) -> int:
-        """The offset of the last record."""
-        offset: int = self.records[-1].offset
-        return offset
 
     def __len__(self) -> int:
         return len(self.records)
@@ -57,8 +53,8 @@ def take_chunks(result: FetchResult, max_records: int) -> list[Chunk]:
         max_records: The most records in one chunk.
 
     Returns:
-        The chunks in order; none where the position has moved meanwhile (a seek, a pause, a new
-        assignment).
+        The chunks in order, together all offsets that the position moved over; none where it was
+        moved meanwhile (a seek, a pause, a new assignment).
 
     Raises:
         CorruptRecordException: The first batch's checksum is wrong. A later one ends the run before
@@ -109,6 +105,8 @@ def _cut(records: list[Any], start: int, next_offset: int, max_records: int) -> 
         start = chunks[-1].next_offset
     if chunks:
         chunks[-1].next_offset = next_offset
+    elif start < next_offset:
+        chunks.append(Chunk((), start, next_offset))
     return chunks
 
 
@@ -133,8 +131,8 @@ async def fetch_chunks(
         on_wait: Is given the future that is waited for; completing it ends the wait early.
 
     Returns:
-        Chunks per partition; empty after the timeout, and after progress over control records alone
-        (the caller may have reached its end).
+        Chunks per partition; empty after the timeout, and where what was fetched is of no use any
+        more.
     """
     deadline = time.monotonic() + timeout_s
     while flowing():

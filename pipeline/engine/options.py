@@ -15,6 +15,7 @@ class EngineOptions:
         output: Topic of the recommendations.
         dead_letters: Topic of the records that cannot be used.
         changelog: Topic of the rows.
+        compression: Of everything that is sent: gzip, snappy, lz4 or zstd; None: none.
         batch_events: Most events in one micro-batch (a chunk is never split).
         max_chunk_records: Most records that cross Faust in one message.
         fetch_min_bytes: The broker answers a fetch when it has this much, or after
@@ -36,6 +37,7 @@ class EngineOptions:
     output: str
     dead_letters: str
     changelog: str
+    compression: str | None = None
     batch_events: int = 1000
     max_chunk_records: int = 250
     fetch_min_bytes: int = 16_384

@@ -15,16 +15,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    RecordListTooLargeError,
+)
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.processor import Processor
-from pipeline.engine.stop import ExitCode, end_process
+from pipeline.engine.processor import DeadLetter, Processor
+from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH_BYTES = 1_000_000  # of one produce request; a record may be larger
-MAX_REQUEST_BYTES = 4_194_304
+MAX_BATCH_BYTES = 900_000  # before compression; a broker takes 1 MiB unless told otherwise
 
 
 async def send_records(
@@ -38,31 +46,43 @@ async def send_records(
     Returns:
         Per batch a future, whose result carries the offset of the batch's first record, and its
         number of records.
-
-    Raises:
-        ValueError: A record does not fit an empty batch.
     """
-    sent = []
-    batch = producer.create_batch()
+    batches = [producer.create_batch()]
     for key, value in records:
-        if batch.append(timestamp=None, key=key, value=value) is not None:
-            continue
-        batch.close()
-        sent.append(
-            (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
-        )
-        batch = producer.create_batch()
-        if batch.append(timestamp=None, key=key, value=value) is None:
-            size = len(key) + len(value or b"")
-            msg = (
-                f"{topic}: record of {size} bytes is larger than a batch ({MAX_BATCH_BYTES} bytes)"
-            )
-            raise ValueError(msg)
-    if batch.record_count():
-        batch.close()
-        sent.append(
-            (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
-        )
+        if batches[-1].append(timestamp=None, key=key, value=value) is None:
+            batches.append(producer.create_batch())
+            batches[-1].append(timestamp=None, key=key, value=value)  # the first one always fits
+    return await _send_batches(producer, topic, partition, batches)
+
+
+async def send_dead_letters(
+    producer: AIOKafkaProducer, topic: str, partition: int, letters: Iterable[DeadLetter]
+) -> list[Awaitable[Any]]:
+    """Send dead letters to one partition, in order; their futures tell when they are safe.
+
+    Not by `producer.send`, which refuses a record that has neither key nor value: a source may hold
+    one. A large letter goes in gzip, since it may have come compressed.
+    """
+    batches = [producer.create_batch()]
+    for letter in letters:
+        if len(letter.key or b"") + len(letter.value or b"") > MAX_BATCH_BYTES:
+            batches.append(BatchBuilder(MAX_BATCH_BYTES, DefaultRecordBatch.CODEC_GZIP))
+        record = {"key": letter.key, "value": letter.value, "headers": letter.headers}
+        if batches[-1].append(timestamp=None, **record) is None:
+            batches.append(producer.create_batch())
+            batches[-1].append(timestamp=None, **record)
+    return [future for future, _ in await _send_batches(producer, topic, partition, batches)]
+
+
+async def _send_batches(
+    producer: AIOKafkaProducer, topic: str, partition: int, batches: Iterable[BatchBuilder]
+) -> list[tuple[Awaitable[Any], int]]:
+    sent = []
+    for batch in batches:
+        batch.close()  # nothing may be added to it under way
+        if batch.record_count():
+            future = await producer.send_batch(batch, topic, partition=partition)
+            sent.append((future, batch.record_count()))
     return sent
 
 
@@ -92,6 +112,14 @@ class OwnedPartition:
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     calm: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Future[None] | None = None
+
+
+def _remedy(error: KafkaError) -> str:
+    if isinstance(error, ProducerFenced | InvalidProducerEpoch):
+        return "see which other worker owns the partition"
+    if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+        return "raise max.message.bytes of the topics that the worker writes (lrurec topics check)"
+    return "see to the broker"
 
 
 class Checkpointer:
@@ -150,16 +178,18 @@ class Checkpointer:
                 part.lost = True  # the outcome is not known: the next owner fences and reads again
                 raise
             except BaseException as error:
-                if not part.lost:
-                    end_process(
-                        ExitCode.CHECKPOINT,
-                        "checkpoint of partition %d failed: %r. Nothing is lost: start the "
-                        "worker again. "
-                        "(ProducerFenced or InvalidProducerEpoch: another worker owns the "
-                        "partition.)",
-                        part.number,
-                        error,
-                    )
+                if part.lost:
+                    return
+                if not isinstance(error, KafkaError):
+                    end_by(error, f"a checkpoint of partition {part.number}")
+                end_process(
+                    ExitCode.CHECKPOINT,
+                    "checkpoint of partition %d failed: %r. Nothing is lost: %s, then start the "
+                    "worker again.",
+                    part.number,
+                    error,
+                    _remedy(error),
+                )
 
     async def _checkpoint(self, part: OwnedPartition) -> None:
         started_s = time.monotonic()
@@ -193,7 +223,7 @@ class Checkpointer:
             transactional_id=f"{self._options.app_id}-{number}",
             transaction_timeout_ms=60_000,
             max_batch_size=MAX_BATCH_BYTES,
-            max_request_size=MAX_REQUEST_BYTES,
+            compression_type=self._options.compression,
             retry_backoff_ms=20,  # also paces the initialisation
         )
         await producer.start()

@@ -21,7 +21,7 @@ from mode import Service
 from pipeline.engine.chunks import fetch_chunks
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.partitions import OwnedPartition
-from pipeline.engine.stop import ExitCode, end_process
+from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
 logger = logging.getLogger(__name__)
@@ -176,8 +176,8 @@ class Restore(Service):
             await self._take_assignment(assigned, generation)
         except asyncio.CancelledError:
             raise
-        except BaseException:
-            end_process(ExitCode.RESTORE, "restoring the assigned partitions failed", exc_info=True)
+        except BaseException as error:
+            end_by(error, "restoring the assigned partitions")
 
     async def _take_assignment(self, assigned: set[Any], generation: int) -> None:
         app, stream, consumer = self.app, self.app.stream_service, self.app.consumer

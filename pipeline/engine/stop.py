@@ -12,6 +12,10 @@ import os
 import sys
 from typing import NoReturn
 
+from aiokafka.errors import KafkaError
+
+from state.errors import StateError
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,10 +35,35 @@ class ExitCode(enum.IntEnum):
     CHECKPOINT = 75
     """A checkpoint was refused (another worker owns the partition) or could not be confirmed."""
     DAMAGED_ROW = 76
-    """A local row is damaged; its partition's local copy was removed, the next start restores "
-    "it."""
+    """A local row is damaged; its partition's local copy was removed, the next start restores
+    it."""
     STALLED = 77
     """The watchdog saw work waiting and no progress."""
+    STORE = 78
+    """The local copy of the rows cannot be used; the log says why and what to do."""
+    KAFKA = 79
+    """Kafka did not answer or refused; nothing is lost, a later start goes on."""
+
+
+def end_by(error: BaseException, doing: str) -> NoReturn:
+    """End the process because of an error: one line where an operator can act on it.
+
+    Anything else is a bug and leaves its traceback.
+    """
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KafkaError):
+        name = type(error).__name__
+        end_process(
+            ExitCode.KAFKA,
+            "%s: Kafka did not answer or refused (%s: %s). Nothing of it was acknowledged; see to "
+            "the broker, then start the worker again.",
+            doing,
+            name,
+            said,
+        )
+    if isinstance(error, StateError):
+        end_process(ExitCode.STORE, "%s: %s", doing, said)
+    end_process(ExitCode.BUG, "%s failed; nothing of it was acknowledged", doing, exc_info=True)
 
 
 def end_process(code: ExitCode, message: str, *args: object, exc_info: bool = False) -> NoReturn:

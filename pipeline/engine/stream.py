@@ -18,9 +18,15 @@ from faust.types import TP
 from mode import Service
 
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.partitions import MAX_REQUEST_BYTES, Checkpointer, OwnedPartition, send_records
-from pipeline.engine.processor import DeadLetter, PartitionResult, Processor
-from pipeline.engine.stop import ExitCode, end_process
+from pipeline.engine.partitions import (
+    MAX_BATCH_BYTES,
+    Checkpointer,
+    OwnedPartition,
+    send_dead_letters,
+    send_records,
+)
+from pipeline.engine.processor import PartitionResult, Processor
+from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
 FROZEN_SHARE = (
@@ -87,8 +93,8 @@ class StreamService(Service):
         self._producer = AIOKafkaProducer(
             **self.options.kafka,
             enable_idempotence=True,
-            max_batch_size=MAX_REQUEST_BYTES,
-            max_request_size=MAX_REQUEST_BYTES,
+            max_batch_size=MAX_BATCH_BYTES,
+            compression_type=self.options.compression,
         )
         await self._producer.start()
         self.pulse.start()
@@ -159,8 +165,8 @@ class StreamService(Service):
                 await self._computing.put((events, future))
         except asyncio.CancelledError:
             raise
-        except BaseException:
-            self._end_by_bug()
+        except BaseException as error:
+            end_by(error, "a micro-batch")
 
     @Service.task
     async def _emit_batches(self) -> None:
@@ -174,13 +180,8 @@ class StreamService(Service):
                 self._finish_batch()
         except asyncio.CancelledError:
             raise
-        except BaseException:
-            self._end_by_bug()
-
-    def _end_by_bug(self) -> None:
-        end_process(
-            ExitCode.BUG, "the pipeline failed; nothing of the batch is acknowledged", exc_info=True
-        )
+        except BaseException as error:
+            end_by(error, "a micro-batch")
 
     def _is_current(self, event: Any) -> bool:
         return bool(
@@ -210,8 +211,9 @@ class StreamService(Service):
                 self._producer, self.options.output, part.number, result.outputs
             )
             part.confirmations.extend(future for future, _ in sent)
-            for letter in result.dead_letters:
-                part.confirmations.append(await self._send_dead_letter(letter))
+            part.confirmations += await send_dead_letters(
+                self._producer, self.options.dead_letters, part.number, result.dead_letters
+            )
             part.events.extend(chunks[part.number])
             part.next_offset = chunks[part.number][-1].message.chunk.next_offset
             part.moved_rows = result.moved_rows
@@ -222,12 +224,6 @@ class StreamService(Service):
         for part in self.partitions.values():
             while part.moved_rows >= 2 * self.options.checkpoint_max_rows and not part.lost:
                 await part.calm.wait()
-
-    async def _send_dead_letter(self, letter: DeadLetter) -> Any:
-        assert self._producer is not None
-        return await self._producer.send(
-            self.options.dead_letters, key=letter.key, value=letter.value, headers=letter.headers
-        )
 
     def _reach(self, stage: str) -> None:
         if self._at_stage is not None:

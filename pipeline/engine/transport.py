@@ -6,7 +6,7 @@ loses events there, is listed in `compat.FAULTS`; each override names the entry 
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from aiokafka.errors import ConsumerStoppedError
@@ -18,6 +18,7 @@ from faust.types.tuples import ConsumerMessage
 
 from pipeline.engine.chunks import Chunk, fetch_chunks
 from pipeline.engine.stop import ExitCode, end_process
+from pipeline.header_names import tolerate_bad_names
 
 SCHEME = "lrurec"
 
@@ -28,7 +29,7 @@ def register() -> None:
 
 
 class ChunkMessage(ConsumerMessage):
-    """A chunk as Faust's message; `offset` is the chunk's last, so stock bookkeeping holds."""
+    """A chunk as Faust's message; `offset` is the last it covers, so stock bookkeeping holds."""
 
     __slots__ = ("chunk", "epoch")
 
@@ -42,10 +43,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     _waiter: asyncio.Future[None] | None = None
 
     def _create_worker_consumer(self, transport: Any) -> Any:
+        tolerate_bad_names()
         consumer = super()._create_worker_consumer(transport)
         options = self.app.engine_options
         consumer._fetch_max_wait_ms = options.fetch_max_wait_ms  # stock hard-codes 1500
         consumer._fetch_min_bytes = options.fetch_min_bytes
+        # A click of an aborted transaction never happened. Whoever writes the source without
+        # transactions loses no time by this.
+        consumer._isolation_level = "read_committed"
         return consumer
 
     async def _fetch_records(
@@ -88,25 +93,58 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if not wanted:
             return {}
         committed = await consumer._coordinator.fetch_committed_offsets(wanted)
-        beginnings = await consumer.beginning_offsets(wanted)
+        positions = {tp: committed[tp].offset for tp in wanted if tp in committed}
+        beginnings = await self.require_readable(positions, wanted)
         offsets = {}
-        for tp, beginning in beginnings.items():
-            offset = committed[tp].offset if tp in committed else -1
-            if 0 <= offset < beginning:
+        for tp in wanted:
+            offset = positions.get(tp, -1)
+            offsets[tp] = offset if offset >= 0 else beginnings[tp]
+            consumer.seek(tp, offsets[tp])
+        return {ensure_TP(tp): offset for tp, offset in offsets.items()}
+
+    async def require_readable(
+        self, positions: Mapping[Any, int], tps: Sequence[Any]
+    ) -> dict[Any, int]:
+        """End the process where a position is not in its partition's log any more.
+
+        aiokafka would begin anew at the log's start, and nobody would know what was left out.
+
+        Args:
+            positions: Next offset to read, of some of the partitions; negative: none.
+            tps: aiokafka's partitions.
+
+        Returns:
+            Each partition's first offset.
+        """
+        consumer = self._ensure_consumer()
+        beginnings: dict[Any, int] = await consumer.beginning_offsets(tps)
+        ends = await consumer.end_offsets(tps)
+        for tp, position in positions.items():
+            if 0 <= position < beginnings[tp]:
                 end_process(
                     ExitCode.HOLE,
                     "%s partition %d: offset %d is the next to read, but the topic now starts at "
-                    "%d: the records between "
-                    "were deleted before they were read. Restore them, or accept the loss with "
-                    "kafka-consumer-groups --reset-offsets --to-earliest, then start again.",
+                    "%d: the records between were deleted before they were read. Restore them, or "
+                    "accept the loss with kafka-consumer-groups --reset-offsets --to-earliest, "
+                    "then start again.",
                     tp.topic,
                     tp.partition,
-                    offset,
-                    beginning,
+                    position,
+                    beginnings[tp],
                 )
-            offsets[tp] = offset if offset >= 0 else beginning
-            consumer.seek(tp, offsets[tp])
-        return {ensure_TP(tp): offset for tp, offset in offsets.items()}
+            if position > ends[tp]:
+                end_process(
+                    ExitCode.HOLE,
+                    "%s partition %d: offset %d is the next to read, but the topic ends at %d: it "
+                    "was made anew or cut, and the states reflect records that are gone. Restore "
+                    "the topic, or begin anew with another --worker.app-id and "
+                    "--worker.data-dir.",
+                    tp.topic,
+                    tp.partition,
+                    position,
+                    ends[tp],
+                )
+        return beginnings
 
 
 class Consumer(driver.Consumer):
@@ -151,6 +189,12 @@ class Consumer(driver.Consumer):
                 self.log.warning(
                     "%r: chunk at %d, expected %d: seek back", tp, chunk.start, expected
                 )
+                # Where it is not there any more, aiokafka would jump to the log's start again and
+                # again.
+                aiokafka_tp = driver.ensure_aiokafka_TP(tp)
+                await self._thread.call_thread(
+                    self._thread.require_readable, {aiokafka_tp: expected}, [aiokafka_tp]
+                )
                 await driver.Consumer.seek(self, tp, expected)
                 continue
             self._expected[tp] = chunk.next_offset
@@ -169,13 +213,12 @@ class Consumer(driver.Consumer):
         return records if epoch == self.epoch else {}
 
     def _to_message(self, tp: TP, chunk: Chunk) -> ChunkMessage:
-        first = chunk.records[0]
         message = ChunkMessage(
             tp.topic,
             tp.partition,
-            chunk.last_offset,
-            first.timestamp / 1000,
-            first.timestamp_type,
+            chunk.next_offset - 1,
+            chunk.received_s,
+            0,
             (),
             None,
             b"",

@@ -1,0 +1,89 @@
+r"""Records whose header names are no text.
+
+The name of a header is UTF-8 by the protocol, but no broker checks it, and aiokafka reads no batch
+that breaks the rule: one such record would stop its partition for ever. So the rest of such a batch
+is read in Python, and `\xff` stands in a name for what is no UTF-8. Private names of aiokafka are
+used.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords
+
+_BATCH_START = struct.Struct(">qi")  # first offset, bytes behind this
+
+
+def tolerate_bad_names() -> None:
+    """Make this process's aiokafka consumers read such records."""
+    fetcher.MemoryRecords = _TolerantRecords
+
+
+class _TolerantRecords(MemoryRecords):  # type: ignore[misc]  # untyped
+    """What one fetch brought for one partition."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = data
+
+    def next_batch(self) -> Any:
+        batch = super().next_batch()
+        return None if batch is None else _TolerantBatch(batch, self._data)
+
+
+class _TolerantBatch:
+    """A batch of aiokafka's, and the way out where that gives up."""
+
+    def __init__(self, batch: Any, data: bytes) -> None:
+        self._batch = batch
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        n = 0
+        try:
+            for record in self._batch:
+                n += 1
+                yield record
+        except UnicodeDecodeError:
+            yield from _read_leniently(self._data, self._batch.base_offset)[n:]
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+
+def _read_leniently(data: bytes, base_offset: int) -> list[Any]:
+    at = 0
+    while True:
+        first_offset, size = _BATCH_START.unpack_from(data, at)
+        end = at + _BATCH_START.size + size
+        if first_offset == base_offset:
+            return list(_LenientBatch(data[at:end]))
+        at = end
+
+
+class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # untyped
+    """aiokafka's reader in Python, which takes header names as they come."""
+
+    _buffer: bytearray
+
+    def _maybe_uncompress(self) -> None:
+        super()._maybe_uncompress()
+        self._buffer = _LenientBytes(self._buffer)
+
+
+class _LenientBytes(bytearray):
+    """Bytes whose parts can all be decoded."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found: Any = super().__getitem__(index)
+        return _LenientBytes(found) if isinstance(index, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Decode, with escapes for what is no text, whatever `errors` says."""
+        return super().decode(encoding, "backslashreplace")
