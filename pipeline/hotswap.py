@@ -78,6 +78,14 @@ class Swapper:
             self._metrics.model_swaps["rejected"].inc()
             logger.error("%s; the model that serves stays", error)
             return False
+        except Exception:  # memory that does not suffice, say: no reason to stop serving
+            self._metrics.model_swaps["rejected"].inc()
+            logger.exception(
+                "release %d at %s cannot be loaded; the model that serves stays",
+                announcement.version,
+                announcement.location,
+            )
+            return False
         self.holder.offer(model)
         self._metrics.model_swaps["loaded"].inc()
         self._metrics.model_swap_seconds.observe(time.monotonic() - started_s)

@@ -86,7 +86,7 @@ def decode_announcement(value: bytes | None) -> Announcement | None:
         return None
     try:
         return msgspec.json.decode(value, type=Announcement)
-    except msgspec.DecodeError as error:
+    except ValueError as error:  # msgspec's own, and that of a text that is no UTF-8
         logger.error("models topic: a record is no announcement: %s", error)
         return None
 
@@ -122,8 +122,8 @@ class TopicFollower:
     Args:
         settings: The cluster.
         topic: Name of the topic.
-        handle: Called in the thread with (key, value, offset); a PipelineError or ValueError is
-            logged.
+        handle: Called in the thread with (key, value); what it raises is logged, and the next
+            record comes.
         start: First offset of each partition; from the beginning where none is given.
     """
 
@@ -154,7 +154,7 @@ class TopicFollower:
         while not self._stopping.is_set():
             try:
                 self._follow()
-            except KafkaError as error:
+            except Exception as error:  # a thread that ended would leave the worker deaf for ever
                 logger.warning("%s: %r; trying again", self._topic, error)
                 self._stopping.wait(1.0)
 
@@ -166,7 +166,10 @@ class TopicFollower:
             auto_offset_reset="earliest",
         )
         try:
-            numbers = consumer.partitions_for_topic(self._topic) or set()
+            numbers = consumer.partitions_for_topic(self._topic)
+            if not numbers:  # nothing would ever come
+                msg = f"{self._topic} is not known to the broker"
+                raise BrokerUnavailable(msg)
             partitions = [TopicPartition(self._topic, number) for number in sorted(numbers)]
             consumer.assign(partitions)
             for tp in partitions:
@@ -184,3 +187,5 @@ class TopicFollower:
             self._handle(key, value)
         except (PipelineError, ModelError, ValueError) as error:
             logger.error("%s: %s", self._topic, error)
+        except Exception:  # a bug; the records behind this one are still wanted
+            logger.exception("%s: a record could not be applied", self._topic)
