@@ -1,6 +1,7 @@
 """A packed training step against the straightforward form of the same step.
 
-    python -m tests.benchmarks.bench_train [--data FILE.seq.txt.gz] [--steps N] [--json FILE]
+    python -m tests.benchmarks.bench_train [--data FILE.seq.txt.gz] [--steps N] [--threads N]
+        [--json FILE]
 
 The straightforward form does what the published code does: windows padded left, to a power of two
 inside the blocks, complex projections of activations cast to complex, the recurrence by recursive
@@ -17,9 +18,7 @@ its extremes (18 and 2,277), and items uniformly.
 
 import argparse
 import gzip
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from models.packing import PAD, Indices, PackedBatch, TrainingWindows
 from models.recommender import Recommender
 from models.scan import scan_doubling
 from models.training import batch_loss, create_optimizer
+from tests.benchmarks.report import write_json
 
 N_ITEMS = 3416
 USERS = 6040
@@ -240,8 +240,6 @@ def measure(sequences: list[Indices], steps: int) -> dict[str, object]:
         **agreement,
         "steps": steps,
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
     }
 
 
@@ -250,15 +248,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="sequences, user then items: .seq.txt.gz")
     parser.add_argument("--steps", type=int, default=11, help="measured steps of each form")
+    parser.add_argument("--threads", type=int, help="of torch; not given: as it chooses")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     sequences = read_sequences(arguments.data) if arguments.data else random_sequences(seed=0)
     with freed_memory_kept():
         figures = measure(sequences, arguments.steps)
     for name, figure in figures.items():
         print(f"{name:30} {figure:.4g}" if isinstance(figure, float) else f"{name:30} {figure}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":
