@@ -1,0 +1,54 @@
+"""`lrurec bench`: the benchmarks of a checkout, each in a process of its own."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings, SettingsFlags
+
+Name = Literal["step", "train", "store", "intake", "durable", "pipeline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Measure this machine; needs a checkout of the project, where the benchmarks are.
+
+    `lrurec bench NAME -- --help` lists what can be set. All of them in turn: make bench.
+    """
+
+    name: tyro.conf.Positional[Name]
+    """step: one step against a scan. train: a packed training step against the plain form. store:
+    state rows to and from the disk. intake: records from Kafka to an agent that does nothing.
+    durable: the same with rows and outputs made durable. pipeline: the whole worker."""
+
+    options: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The benchmark's own options, behind two dashes: lrurec bench step -- --rounds 50."""
+
+    json: Path | None = None
+    """File to write the figures to, with the machine and the versions."""
+
+    settings: SettingsFlags = field(default_factory=Settings)
+
+
+def run(command: Command) -> int:
+    """Run it and pass on its exit code.
+
+    Raises:
+        PipelineError: The benchmarks are not there.
+    """
+    root = Path(__file__).parents[2]
+    module = f"tests.benchmarks.bench_{command.name}"
+    if not (root / module.replace(".", "/")).with_suffix(".py").is_file():
+        msg = (
+            f"{module}: expected in {root}, not found there; benchmarks need a checkout of the "
+            "project: run make bench, or lrurec bench from the checkout's own .venv"
+        )
+        raise PipelineError(msg)
+    wish = [] if command.json is None else ["--json", str(command.json.resolve())]
+    arguments = [sys.executable, "-m", module, *wish, *command.options]
+    return subprocess.run(arguments, cwd=root, check=False).returncode
