@@ -253,8 +253,9 @@ class RecommendationProcessor:
                 partition, keys, self._hot.heads[at], ranked, first, version
             )
             letters = [dead.letter for dead in batch.dead.get(partition, ())]
+            newest = int(self._hot.heads["offset"][at].max(initial=-1))
             moved = self._hot.moved_rows(partition)
-            results.append(PartitionResult(partition, outputs, letters, moved))
+            results.append(PartitionResult(partition, outputs, letters, moved, newest))
             first += len(keys)
         return results
 

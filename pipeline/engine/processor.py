@@ -31,12 +31,14 @@ class PartitionResult:
         outputs: (key, value) records for the output topic, same partition number, in order.
         dead_letters: Records that cannot be used.
         moved_rows: Rows of this partition that no snapshot has taken yet.
+        newest_offset: The highest source offset that a row of these outputs reflects; -1: none.
     """
 
     partition: int
     outputs: list[tuple[bytes, bytes]]
     dead_letters: list[DeadLetter] = field(default_factory=list)
     moved_rows: int = 0
+    newest_offset: int = -1
 
 
 @dataclass(slots=True)

@@ -207,6 +207,7 @@ class StreamService(Service):
             part = self.partitions.get(result.partition)
             if part is None or part.lost:
                 continue
+            await self._require_same_log(part.number, result.newest_offset)
             sent = await send_records(
                 self._producer, self.options.output, part.number, result.outputs
             )
@@ -224,6 +225,17 @@ class StreamService(Service):
         for part in self.partitions.values():
             while part.moved_rows >= 2 * self.options.checkpoint_max_rows and not part.lost:
                 await part.calm.wait()
+
+    async def _require_same_log(self, number: int, newest_offset: int) -> None:
+        """End the process where a row reflects an offset that its partition does not have yet.
+
+        The topic was made anew: by offset its events would seem to be applied already, and would be
+        dropped without a word.
+        """
+        consumer, tp = self.app.consumer, TP(self.options.source, number)
+        end = consumer.highwater(tp) if tp in consumer.assignment() else None
+        if end is not None and newest_offset >= end:  # as of the last fetch; ask again
+            await consumer.require_readable(tp, newest_offset + 1)
 
     def _reach(self, stage: str) -> None:
         if self._at_stage is not None:

@@ -191,10 +191,7 @@ class Consumer(driver.Consumer):
                 )
                 # Where it is not there any more, aiokafka would jump to the log's start again and
                 # again.
-                aiokafka_tp = driver.ensure_aiokafka_TP(tp)
-                await self._thread.call_thread(
-                    self._thread.require_readable, {aiokafka_tp: expected}, [aiokafka_tp]
-                )
+                await self.require_readable(tp, expected)
                 await driver.Consumer.seek(self, tp, expected)
                 continue
             self._expected[tp] = chunk.next_offset
@@ -202,6 +199,13 @@ class Consumer(driver.Consumer):
             message.epoch = epoch
             self._inflight[tp].append(message)
             yield tp, message
+
+    async def require_readable(self, tp: TP, position: int) -> None:
+        """End the process where the partition's log does not reach from or up to a position."""
+        partition = driver.ensure_aiokafka_TP(tp)
+        await self._thread.call_thread(
+            self._thread.require_readable, {partition: position}, [partition]
+        )
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
         epoch = self.epoch
