@@ -253,7 +253,7 @@ class Trainer:
         metrics.last_release_timestamp.set_to_current_time()
         for method in metrics.recall.keys() & report.metrics.keys():
             metrics.recall[method].set(report.metrics[method][SELECTION_METRIC])
-        recalls = {name: f"{one[SELECTION_METRIC]:.4f}" for name, one in report.metrics.items()}
+        recalls = (f"{name} {one[SELECTION_METRIC]:.4f}" for name, one in report.metrics.items())
         if report.refused:
             _log.warning("release %d is refused: %s", release.version, report.refused)
         else:
@@ -261,7 +261,7 @@ class Trainer:
         _log.info(
             "release %d: Recall@10 %s; %d events, %d users, %d items; %.1f s",
             release.version,
-            recalls,
+            ", ".join(recalls),
             report.data["events"],
             report.data["users"],
             report.data["items"],

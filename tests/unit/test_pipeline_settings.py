@@ -20,6 +20,7 @@ from pipeline.settings import (
     RecommendSettings,
     Settings,
     SettingsFlags,
+    Switch,
     TopicSettings,
     TrainerSettings,
     WorkerSettings,
@@ -285,3 +286,35 @@ def test_the_settings_need_no_secret() -> None:
 
     assert secret == ["kafka.password_file"]
     assert "Path" in str(settings_module.KafkaSettings.__annotations__["password_file"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switched:
+    """Do something."""
+
+    all: Switch = False
+    """All of it."""
+    settings: SettingsFlags = field(default_factory=Settings)
+
+
+@pytest.mark.parametrize(
+    ("argv", "on"),
+    [
+        ([], False),
+        (["--all"], True),
+        (["--all", "True"], True),
+        (["--all=False"], False),
+        (["--all", "--metrics.port", "1"], True),
+    ],
+)
+def test_a_switch_is_on_by_its_name_alone(argv: list[str], on: bool) -> None:
+    """`--all` is enough; True and False are understood as everywhere."""
+    assert parse_command(Switched, argv, prog="lrurec something", environ={}).all is on
+
+
+def test_a_switch_takes_no_other_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that is none ends the command and is named."""
+    with pytest.raises(SystemExit):
+        parse_command(Switched, ["--all", "yes"], prog="lrurec something", environ={})
+
+    assert "expected nothing, True or False, got yes" in capsys.readouterr().err
