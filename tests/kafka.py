@@ -1,6 +1,7 @@
 """Helpers for tests that speak to a real Kafka."""
 
 import asyncio
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import aiokafka
 from kafka import KafkaAdminClient
 
+from pipeline.kafka_clients import end_offsets
 from pipeline.settings import (
     BrokerSettings,
     KafkaSettings,
@@ -59,6 +61,26 @@ def admin_client(address: str) -> Iterator[KafkaAdminClient]:
         yield admin
     finally:
         admin.close()
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def committed_lag(settings: Settings) -> int:
+    """How many source offsets the worker's group has not committed."""
+    ends = end_offsets(settings.kafka, settings.topics.interactions)
+    with admin_client(settings.kafka.bootstrap_servers) as admin:
+        found = admin.list_group_offsets({settings.worker.app_id: None})[settings.worker.app_id]
+    committed = {
+        tp.partition: at.offset
+        for tp, at in found.items()
+        if tp.topic == settings.topics.interactions
+    }
+    return sum(end - max(0, committed.get(partition, 0)) for partition, end in ends.items())
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 30.0) -> None:

@@ -12,17 +12,11 @@ from pipeline.releases import announce
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.topics import create_topics
 from pipeline.wire import Recommendation
-from tests.kafka import send, wait_until
+from tests.kafka import free_port, send, wait_until
 from tests.releases import random_release
 from tests.worker_process import WorkerProcess, running_worker
 
 ITEMS = [f"item-{i}" for i in range(30)]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -1,0 +1,193 @@
+"""kill -9 of a real worker, at every stage and at random, disk kept or wiped; `verify` judges.
+
+Each case: events and broken records flow all the time, the worker dies (once or many times), starts
+again, catches up; then every state, offset, dead letter and recommendation is held against the log.
+"""
+
+import dataclasses
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeline.broker import running_broker
+from pipeline.releases import announce
+from pipeline.settings import MetricsSettings, Settings
+from pipeline.topics import create_topics
+from pipeline.verify import verify
+from tests.kafka import committed_lag, free_port, send, unique_settings, wait_until
+from tests.releases import random_release
+from tests.worker_process import WorkerProcess, running_worker
+
+ITEMS = [f"item-{i}" for i in range(40)]
+STAGES = ("computed", "sent", "rows-sent", "committed", "written", "acknowledged")
+BATCH_EVENTS = 40  # small, so that a crash falls between many of them
+
+
+def prepare(settings: Settings) -> Settings:
+    """Topics, a release, a port for metrics, and batches so small that there are many."""
+    own = dataclasses.replace(
+        settings,
+        metrics=MetricsSettings(port=free_port()),
+        worker=dataclasses.replace(settings.worker, batch_events=BATCH_EVENTS),
+    )
+    create_topics(own)
+    announce(own, random_release(own.trainer.releases_dir, ITEMS))
+    return own
+
+
+@pytest.fixture
+def stream(settings: Settings) -> Settings:
+    return prepare(settings)
+
+
+def produce(settings: Settings, seed: int, n: int = 400) -> None:
+    """Send n events of 30 users, some with ids that repeat, and a broken record now and then."""
+    rng = random.Random(seed)
+    records = []
+    for i in range(n):
+        user = rng.randrange(30)
+        event = {
+            "user_id": f"user-{user}",
+            "item_id": rng.choice([*ITEMS, "unheard-of"]),
+            "timestamp_ms": 1_700_000_000_000 + i,
+        }
+        if rng.random() < 0.3:
+            event["event_id"] = f"event-{seed}-{rng.randrange(n)}"
+        value = msgspec.json.encode(event) if rng.random() < 0.97 else b"broken %d" % i
+        records.append((user % 4, b"user-%d" % user, value))
+    send(settings.kafka.bootstrap_servers, settings.topics.interactions, records)
+
+
+def wait_until_caught_up(settings: Settings) -> None:
+    wait_until(lambda: committed_lag(settings) == 0, "everything committed", deadline_s=60)
+
+
+def assert_all_promises_hold(settings: Settings) -> None:
+    report = verify(settings)
+    assert report.holds, report
+    assert report.offsets.missing == report.offsets.pending == 0
+    assert report.states > 0
+
+
+def wipe_disk(settings: Settings) -> None:
+    shutil.rmtree(settings.worker.data_dir)
+
+
+@pytest.mark.parametrize("wiped", [False, True], ids=["disk-kept", "disk-wiped"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_at_any_stage_loses_and_doubles_nothing(
+    stream: Settings, stage: str, wiped: bool
+) -> None:
+    """Whatever was already sent or written when it died, the next worker makes it exact."""
+    produce(stream, seed=1)
+    with running_worker(stream, die_at=f"{stage}:3") as worker:
+        assert worker.wait() == -signal.SIGKILL
+    if wiped:
+        wipe_disk(stream)
+    produce(stream, seed=2, n=100)
+
+    with running_worker(stream) as worker:
+        wait_until_caught_up(stream)
+        assert worker.stop() == 0
+
+    assert_all_promises_hold(stream)
+
+
+def test_ten_kills_at_random_moments_lose_and_double_nothing(stream: Settings) -> None:
+    """Under a steady flow, with the disk wiped after every other kill."""
+    rng = random.Random(7)
+    for number in range(10):
+        produce(stream, seed=10 + number, n=200)
+        with running_worker(stream) as worker:
+            worker.wait_until_ready()
+            produce(stream, seed=100 + number, n=200)
+            time.sleep(rng.uniform(0.0, 0.4))
+            worker.kill()
+        if number % 2:
+            wipe_disk(stream)
+
+    with running_worker(stream) as worker:
+        wait_until_caught_up(stream)
+        assert worker.stop() == 0
+
+    assert_all_promises_hold(stream)
+
+
+def test_sigterm_in_the_middle_of_work_is_a_clean_stop(stream: Settings) -> None:
+    """It ends with 0 within its deadline, and what it had begun is either whole or read again."""
+    produce(stream, seed=1, n=4000)
+    with running_worker(stream) as worker:
+        wait_until(lambda: 0 < committed_lag(stream) < 4000 or committed_lag(stream) == 0, "work")
+        started_s = time.monotonic()
+        assert worker.stop() == 0
+        assert time.monotonic() - started_s < 10
+    produce(stream, seed=2, n=100)
+
+    with running_worker(stream) as worker:
+        wait_until_caught_up(stream)
+        assert worker.stop() == 0
+
+    assert_all_promises_hold(stream)
+
+
+@pytest.fixture
+def restartable(tmp_path: Path) -> Iterator[tuple[Settings, "Broker"]]:
+    """A broker of this test alone, which may be stopped and started."""
+    broker = Broker(tmp_path / "kafka")
+    try:
+        yield prepare(unique_settings(broker.address, tmp_path)), broker
+    finally:
+        broker.stop()
+
+
+class Broker:
+    """A real Kafka that keeps its address and data over a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        from pipeline.settings import BrokerSettings
+
+        self._settings = BrokerSettings(data_dir=folder, port=free_port())
+        self._context = running_broker(self._settings)
+        self.address = self._context.__enter__().address
+
+    def stop(self) -> None:
+        self._context.__exit__(None, None, None)
+
+    def start(self) -> None:
+        self._context = running_broker(self._settings)
+        self._context.__enter__()
+
+
+def test_a_broker_restart_loses_and_doubles_nothing(
+    restartable: tuple[Settings, Broker],
+) -> None:
+    """The worker lives through it, or ends with a line and goes on when it is started again."""
+    settings, broker = restartable
+    produce(settings, seed=1)
+    worker: WorkerProcess
+    with running_worker(settings) as worker:
+        worker.wait_until_ready()
+        produce(settings, seed=2)
+        broker.stop()
+        time.sleep(3)
+        broker.start()
+        produce(settings, seed=3)
+        deadline = time.monotonic() + 60
+        while committed_lag(settings) and time.monotonic() < deadline:
+            if worker.process.poll() is not None:
+                break
+            time.sleep(0.2)
+        if worker.process.poll() is None:
+            assert worker.stop() == 0
+
+    if committed_lag(settings):
+        with running_worker(settings) as again:
+            wait_until_caught_up(settings)
+            assert again.stop() == 0
+    assert_all_promises_hold(settings)
