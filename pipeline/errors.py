@@ -9,6 +9,7 @@ PipelineError
 ├── PortTaken             a port to listen on is in use        -> exit code 1
 ├── NotEnoughEvents       nothing to train or to judge by      -> exit code 1; trainer waits
 ├── TrainingLocked        another training runs in the folder  -> exit code 1; trainer waits
+├── DemoFailed            the demo lost what it stands on      -> exit code 1
 └── SwapRejected          a release cannot be served           -> old model serves on, counted
 
 `models.errors.ModelError` and `state.errors.StateError` are this tree's siblings. They and every
@@ -99,6 +100,10 @@ class NotEnoughEvents(PipelineError):
 
 class TrainingLocked(PipelineError):
     """Another training runs in the same folder of releases. Action: wait, or end that process."""
+
+
+class DemoFailed(PipelineError):
+    """A process of the demo ended, or its folder cannot be used. Action: read the log it names."""
 
 
 class SwapRejected(PipelineError):

@@ -10,7 +10,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -279,25 +279,39 @@ def read_partitions(
             runner.run(reader.stop())
 
 
-def follow_topic(kafka: KafkaSettings, topic: str, *, from_start: bool = False) -> Iterator[Record]:
+def follow_topic(
+    kafka: KafkaSettings,
+    topic: str,
+    *,
+    from_start: bool = False,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
     """Follow a topic without end, from its end as it is at this call or from its first record.
 
     Belongs to no consumer group. A Kafka that goes away is waited for. Not for use in a coroutine.
+
+    Args:
+        kafka: The cluster.
+        topic: Name of the topic.
+        from_start: Whether to begin with what is in the topic already.
+        is_over: Asked several times a second, also while nothing comes; true ends it.
 
     Raises:
         BrokerUnavailable: No answer at the start.
         TopicMismatch: There is no such topic.
     """
     positions = first_offsets(kafka, topic) if from_start else end_offsets(kafka, topic)
-    return _follow(kafka, topic, positions)
+    return _follow(kafka, topic, positions, is_over)
 
 
-def _follow(kafka: KafkaSettings, topic: str, positions: Mapping[int, int]) -> Iterator[Record]:
+def _follow(
+    kafka: KafkaSettings, topic: str, positions: Mapping[int, int], is_over: Callable[[], bool]
+) -> Iterator[Record]:
     partitions = [aiokafka.TopicPartition(topic, partition) for partition in positions]
     with asyncio.Runner() as runner, kafka_errors(f"following {topic}", kafka):
         reader = runner.run(_start_reader(kafka, partitions, positions, committed=False))
         try:
-            while True:
+            while not is_over():
                 for records in runner.run(reader.getmany(timeout_ms=READ_WAIT_MS)).values():
                     yield from records
         finally:

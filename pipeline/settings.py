@@ -580,11 +580,17 @@ def parse_command(
         raise
 
 
-def settings_flags(settings: Settings) -> list[str]:
-    """Return the flags that rebuild these settings in another process; defaults are left out."""
+def settings_flags(settings: Settings, *, complete: bool = False) -> list[str]:
+    """Return the flags that rebuild these settings in another process.
+
+    Args:
+        settings: The settings.
+        complete: Name also what is as by default, so that no variable of the environment, which the
+            other process inherits, changes it.
+    """
     defaults = dict(settings_fields(Settings()))
     return [
         f"{flag_name(name)}={_join_names(value) if isinstance(value, tuple) else value}"
         for name, value in settings_fields(settings)
-        if value != defaults[name]
+        if complete or value != defaults[name]
     ]
