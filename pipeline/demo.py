@@ -1,0 +1,329 @@
+"""The whole loop on real data: Kafka, replay, training, a worker, the rest live, verification.
+
+Everything is as in production: a real broker, the worker as a process of its own, the release by
+announcement. What the demo starts, it stops, whatever ends it.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from models.training import TrainingProgress
+from pipeline.broker import stop
+from pipeline.demo_data import HISTORY_SHARE, DemoData
+from pipeline.demo_guard import Guard, own_folder, remove_earlier_run, stop_in_peace
+from pipeline.demo_kafka import demo_kafka, demo_settings
+from pipeline.demo_screen import Screen
+from pipeline.demo_summary import DemoReport
+from pipeline.demo_users import UserCards, UserFollower, UserHistories
+from pipeline.demo_view import LiveView, latency_text, number, percent, recall_text, user_line
+from pipeline.errors import NotEnoughEvents
+from pipeline.log import configure_logging
+from pipeline.processes import ChildProcess
+from pipeline.replay import ReplayReport, replay
+from pipeline.sequences import ReadProgress
+from pipeline.settings import Settings, settings_flags
+from pipeline.training_job import TrainingReport, train_release
+from pipeline.verify import verify
+from pipeline.verify_report import VerifyReport
+from pipeline.worker_figures import (
+    DELAY,
+    Figures,
+    Reading,
+    Sampler,
+    figures_between,
+    is_ready,
+    take_reading,
+)
+
+TRAINING_BUDGET_S = 150.0
+LIVE_RATES = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
+LEAST_LIVE_S = 60.0
+LOOK_PERIOD_S = 0.25
+STOP_MARGIN_S = 5.0
+EVENTS = "lrurec_events_total"
+DELAY_COUNT = DELAY + "_count"
+
+T = TypeVar("T")
+
+
+def choose_rate(events: int) -> float:
+    """Return events per second at which so many take at least a minute, if they are enough."""
+    fitting = [rate for rate in LIVE_RATES if events / rate >= LEAST_LIVE_S]
+    return max(fitting, default=LIVE_RATES[0])
+
+
+def log_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Return where the logs of the demo itself, the worker and Kafka are."""
+    return folder / "demo.log", folder / "worker.log", folder / "broker" / "broker.log"
+
+
+def run_demo(
+    settings: Settings, screen: Screen, data: DemoData, *, rate: float | None, folder: Path
+) -> DemoReport:
+    """Run all of it; to be called by the main thread.
+
+    Args:
+        settings: What is not the demo's own affair: fields, model, sizes.
+        screen: Where it is shown.
+        data: What is replayed.
+        rate: Events per second of the live part; None: so that it takes a minute or more.
+        folder: Of the demo alone; what an earlier one left there is removed.
+
+    Raises:
+        PipelineError: What went wrong; everything is stopped.
+    """
+    started_s = time.monotonic()
+    total, split = len(data.interactions), data.split
+    rate = rate or choose_rate(total - split)
+    with own_folder(folder), _logged_to(log_files(folder)[0], settings), ExitStack() as stack:
+        own = demo_settings(settings, folder, time_budget_s=TRAINING_BUDGET_S)
+        demo = _Demo(own, screen, data, folder)
+        with demo.guard.guarding():
+            demo.clear()
+            demo.start_kafka(stack)
+            history = demo.replay_history()
+            training = demo.train()
+            worker, catch_up, reading = demo.start_worker(stack)
+            live_replay, live = demo.go_live(reading, rate)
+            exit_code, verified = demo.verify(worker)
+    return DemoReport(
+        data=data,
+        history=history,
+        training=training,
+        catch_up=catch_up,
+        live_rate=rate,
+        live_replay=live_replay,
+        live=live,
+        verified=verified,
+        top_k=settings.recommend.top_k,
+        worker_exit_code=exit_code,
+        seconds=time.monotonic() - started_s,
+    )
+
+
+@contextmanager
+def _logged_to(path: Path, settings: Settings) -> Iterator[None]:
+    """Keep the log of this process off the screen."""
+    with path.open("w", encoding="utf-8") as stream:
+        configure_logging(settings.log, stream)
+        try:
+            yield
+        finally:
+            configure_logging(settings.log)
+
+
+@contextmanager
+def _stopped_in_peace(started: AbstractContextManager[T]) -> Iterator[T]:
+    """Let no further signal keep something that runs from being stopped."""
+    with started as value:
+        try:
+            yield value
+        finally:
+            stop_in_peace()
+
+
+class _Demo:
+    """The steps, one after the other."""
+
+    def __init__(self, settings: Settings, screen: Screen, data: DemoData, folder: Path) -> None:
+        self.guard = Guard()
+        self._settings = settings
+        self._screen = screen
+        self._data = data
+        self._worker_log = log_files(folder)[1]
+
+    def clear(self) -> None:
+        """Remove what an earlier run left; a Kafka that was started on it is stopped."""
+        settings = self._settings
+        stop(settings.broker)
+        remove_earlier_run(
+            [
+                settings.broker.data_dir,
+                settings.worker.data_dir,
+                settings.trainer.releases_dir,
+                self._worker_log,
+            ]
+        )
+
+    def start_kafka(self, stack: ExitStack) -> None:
+        """Have a Kafka with all topics, until the stack is unwound."""
+        with self._screen.step("Kafka", "starting (its jars are fetched once)") as step:
+            kafka = stack.enter_context(_stopped_in_peace(demo_kafka(self._settings)))
+            self.guard.watch("Kafka", kafka.why_ended)
+            self._settings = kafka.settings
+            step.result = kafka.description
+
+    def replay_history(self) -> ReplayReport:
+        """Send the first part as fast as Kafka takes it."""
+        with self._screen.step("history", f"the first {HISTORY_SHARE:.0%} into the topic") as step:
+            stop = self._data.split
+            report = replay(
+                self._settings,
+                self._data.interactions,
+                stop=stop,
+                on_progress=lambda delivered: step.update(delivered, stop),
+            )
+            step.result = (
+                f"the first {HISTORY_SHARE:.0%}, {number(report.records)} events, "
+                f"into the topic at {number(report.rate)} events/s"
+            )
+            return report
+
+    def train(self) -> TrainingReport:
+        """Train on the topic and announce the release, whatever it measures.
+
+        Raises:
+            NotEnoughEvents: The first part of the data is too little.
+        """
+        training = self._settings.training
+        with self._screen.step("training", "reading the topic") as step:
+            budget_s = training.time_budget_s or TRAINING_BUDGET_S
+
+            def on_progress(progress: ReadProgress | TrainingProgress) -> None:
+                if isinstance(progress, ReadProgress):
+                    step.update(progress.done, progress.total)
+                    return
+                best = progress.best_recall
+                step.note = f"epoch {progress.epoch}, loss {progress.loss:.2f}" + (
+                    "" if best is None else f", best Recall@10 {best:.1%}"
+                )
+                epochs = progress.epoch - 1 + progress.step / progress.steps
+                share = max(epochs / progress.epochs, min(1.0, step.seconds / budget_s))
+                step.update(share, 1.0)
+
+            try:
+                report = train_release(self._settings, on_progress, force=True)
+            except NotEnoughEvents as error:
+                msg = (
+                    f"{self._data.name}: the first {HISTORY_SHARE:.0%} of its "
+                    f"{len(self._data.interactions):,} rows are too little to train on: {error}"
+                )
+                raise NotEnoughEvents(msg) from error
+            model, popular = (report.metrics[name]["recall@10"] for name in ("model", "popularity"))
+            step.result = (
+                f"{report.epochs:.0f} epochs; Recall@10 on held-out last items {percent(model)}, "
+                f"popularity {percent(popular)}"
+            )
+            return report
+
+    def start_worker(self, stack: ExitStack) -> tuple[ChildProcess, Figures, Reading]:
+        """Start a worker, wait until it has answered everything; its figures until then."""
+        with self._screen.step("worker", "starting") as step:
+            flags = settings_flags(self._settings, complete=True)
+            command = [sys.executable, "-m", "pipeline", "worker", *flags]
+            worker = stack.enter_context(_stopped_in_peace(ChildProcess(command, self._worker_log)))
+            self.guard.watch("worker", lambda: _why_ended(worker))
+            # From the last look at which it was not ready: a rate that errs on the low side.
+            began_s = time.monotonic()
+            while not is_ready(self._settings.metrics.port):
+                time.sleep(LOOK_PERIOD_S)
+                began_s = time.monotonic() - LOOK_PERIOD_S
+            first = Reading(at_s=began_s, series={})
+            step.note = "catching up with the topic"
+            wanted = self._data.split
+            while (reading := self._read()).total(EVENTS) < wanted:
+                step.update(reading.total(EVENTS), wanted)
+                time.sleep(LOOK_PERIOD_S)
+            figures = figures_between(first, reading)
+            step.result = (
+                f"caught up: {number(figures.answered)} events at {number(figures.rate)} events/s"
+            )
+            return worker, figures, self._read_at_rest()
+
+    def _read(self) -> Reading:
+        while True:
+            reading = take_reading(self._settings.metrics.port)
+            if reading is not None:
+                return reading
+            time.sleep(LOOK_PERIOD_S)
+
+    def _read_at_rest(self) -> Reading:
+        """Wait until the last answers have left and are counted."""
+        before = self._read()
+        while True:
+            time.sleep(LOOK_PERIOD_S)
+            reading = self._read()
+            if reading.total(DELAY_COUNT) == before.total(DELAY_COUNT):
+                return reading
+            before = reading
+
+    def go_live(self, first: Reading, rate: float) -> tuple[ReplayReport, Figures]:
+        """Send the rest at a rate and show what comes of it."""
+        data, settings = self._data, self._settings
+        port = settings.metrics.port
+        split, total = data.split, len(data.interactions)
+        histories = UserHistories(data.interactions, settings.fields.accepted_event_types)
+        cards = UserCards(histories.items_of)
+        with ExitStack() as stack:
+            sampler = stack.enter_context(Sampler(port, first))
+            stack.enter_context(UserFollower(settings, cards))
+
+            def describe() -> str:
+                card = cards.newest() if not self._screen.is_terminal else None
+                parts = [f"{number(sampler.recent().rate)} events/s"]
+                if card is not None:
+                    parts += [
+                        latency_text(sampler.recent()),
+                        f"waiting {number(sampler.recent().lag)}",
+                        f"Recall@10 {recall_text(sampler.whole())}",
+                        user_line(card, data.titles),
+                    ]
+                return ", ".join(parts)
+
+            step = stack.enter_context(self._screen.step("live", describe))
+            step.body = LiveView(
+                recent=sampler.recent,
+                whole=sampler.whole,
+                cards=cards.cards,
+                titles=data.titles,
+                top_k=settings.recommend.top_k,
+            )
+            report = replay(
+                settings,
+                data.interactions,
+                start=split,
+                rate=rate,
+                on_progress=lambda delivered: step.update(delivered, total - split),
+            )
+            while self._read().total(EVENTS) < total:
+                time.sleep(LOOK_PERIOD_S)
+            figures = figures_between(first, self._read_at_rest())
+            step.result = (
+                f"{number(figures.answered)} events at {number(report.rate)} events/s: "
+                f"{latency_text(figures)}"
+            )
+            return report, figures
+
+    def verify(self, worker: ChildProcess) -> tuple[int, VerifyReport]:
+        """Stop the worker and hold every state and recommendation against the topic.
+
+        Returns:
+            The worker's exit code, and what was found.
+        """
+        with self._screen.step("verify", "stopping the worker") as step:
+            self.guard.let_go("worker")
+            exit_code = worker.stop(self._settings.worker.stop_deadline_s + STOP_MARGIN_S)
+
+            def on_stage(stage: str) -> None:
+                step.note = stage
+
+            report = verify(self._settings, on_stage=on_stage)
+            verdict = "every promise holds" if report.holds else "something does not hold"
+            step.result = (
+                f"{number(report.states)} states and {number(report.outputs.lists)} lists "
+                f"computed anew: {verdict}"
+            )
+            return exit_code, report
+
+
+def _why_ended(worker: ChildProcess) -> str | None:
+    code = worker.poll()
+    if code is None:
+        return None
+    last = worker.last_line()
+    said = f", which ends: {last}" if last else ""
+    return f"the worker has ended with exit code {code}; its log: {worker.log_file}{said}"
