@@ -44,6 +44,11 @@ class Catalogue:
                 self._unavailable ^= {item}
                 self._revision += 1
 
+    def unavailable_hashes(self) -> frozenset[int]:
+        """Return the hashes of the items to leave out, whether a release knows them or not."""
+        with self._lock:
+            return frozenset(self._unavailable)
+
     def unavailable(self, model: ServedModel) -> Tensor | None:
         """Return bool (n_items + 1,), true for items to leave out; None where there are none."""
         with self._lock:

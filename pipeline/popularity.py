@@ -1,6 +1,9 @@
 """How often each item occurred: the baseline, and the answer while there is no model."""
 
+import heapq
 from collections import Counter
+from collections.abc import Collection
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -46,14 +49,21 @@ class Popularity:
         k = min(k, len(self._counts) - 1)
         return self._hashes[np.argpartition(-self._counts, k)[:k]] if k else self._hashes[:0]
 
-    def top_items(self, k: int) -> tuple[Hashes, list[str], list[float]]:
+    def top_items(
+        self, k: int, without: Collection[int] = ()
+    ) -> tuple[Hashes, list[str], list[float]]:
         """Return the k most frequent items while there is no release, most frequent first.
+
+        Args:
+            k: How many; fewer come where there are fewer.
+            without: Hashes of items to leave out.
 
         Returns:
             Hashes, beginnings of the items in JSON, and counts; entry 0 of each stands for "no
             item".
         """
-        most = self._by_id.most_common(k)
+        left = (one for one in self._by_id.items() if one[0][1] not in without)
+        most = heapq.nlargest(k, left, key=itemgetter(1))
         hashes = np.array([0, *(item_hash for (_, item_hash), _ in most)], np.uint64)
         return (
             hashes,

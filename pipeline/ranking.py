@@ -147,7 +147,9 @@ class Ranker:
     ) -> Ranked:
         """Rank for every user by what was popular so far; the answer while there is no release."""
         k, size = self._k, self._hot.heads["ring"].shape[1]
-        hashes, item_json, counts = popularity.top_items(k + size if self._exclude_seen else k)
+        hashes, item_json, counts = popularity.top_items(
+            k + size if self._exclude_seen else k, self._catalogue.unavailable_hashes()
+        )
         candidates = np.arange(1, len(hashes))
         items = np.zeros((len(slots), k), np.int64)
         if self._exclude_seen and histories is not None:

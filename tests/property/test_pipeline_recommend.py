@@ -261,7 +261,7 @@ def test_lists_are_what_a_full_scan_would_rank(
 
 
 def test_an_unavailable_item_is_left_out_and_k_is_filled(releases: list[ServedModel]) -> None:
-    """The catalogue's word counts from the next batch on, in every source, and lists stay full."""
+    """The catalogue's word counts from the next batch on, and lists stay full."""
     world = World(releases[0])
     world.produce(0, "user", "item-1")
     world.produce(0, "user", "item-2")
@@ -276,6 +276,27 @@ def test_an_unavailable_item_is_left_out_and_k_is_filled(releases: list[ServedMo
     ]
     assert first not in listed
     assert len(listed) == K
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_an_unavailable_item_is_left_out_of_what_is_popular(exclude_seen: bool) -> None:
+    """Without a release the catalogue rules as well, be an item known to any release or not."""
+    world = World(None, exclude_seen=exclude_seen)
+    popular = ["item-1", "unheard-1", *(f"item-{i}" for i in range(2, K + 2))]
+    for item in popular:
+        world.produce(0, "other", item)
+    world.produce(0, "user", "item-1")
+    world.catalogue.apply(b"unheard-1", None)
+
+    [result] = world.process(0, 0, len(popular) + 1)
+
+    lists = {
+        made.user_id: [item.item_id for item in made.items]
+        for _, value in result.outputs
+        for made in [msgspec.json.decode(value, type=Recommendation)]
+    }
+    assert "unheard-1" not in lists["user"] + lists["other"]
+    assert len(lists["user"]) == K
 
 
 def test_without_a_release_the_answer_is_what_is_popular(releases: list[ServedModel]) -> None:
