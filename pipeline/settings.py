@@ -209,7 +209,7 @@ class TopicSettings:
     """The catalogue."""
 
     users: str = "lrurec.users.v1"
-    """Commands about users."""
+    """Commands about users; nothing reads them yet."""
 
     partitions: int = 4
     """Partitions of every topic keyed by user. Must not change while states exist."""
@@ -318,7 +318,7 @@ class WorkerSettings:
     """A worker told to stop that is still there after this long ends itself; nothing is lost."""
 
     restore_deadline_s: float = 600.0
-    """Longest time without progress while states are restored from the changelog."""
+    """Longest time that restoring the states of one partition from the changelog may take."""
 
     watchdog_s: float = 60.0
     """A worker that has events waiting and makes no progress for this long ends itself."""
@@ -368,7 +368,8 @@ class RecommendSettings:
     popularity and repeat-last."""
 
     ring: int | None = None
-    """Recent items that a state row remembers; None: model.max_length."""
+    """Recent items that a state row remembers. None: as many as a training window of the release
+    that serves, and model.max_length while none does."""
 
     def __post_init__(self) -> None:
         _check_positive("recommend", {"top_k": self.top_k, "ring": self.ring})
