@@ -129,7 +129,7 @@ class StateCheck:
             if task is not None:
                 own = lists[(starts[lists] == task.start) & (counts[lists] <= task.stop)]
                 spans[task.start, task.stop] = task, own
-                lists = np.setdiff1d(lists, own)
+                lists = lists[(starts[lists] != task.start) | (counts[lists] > task.stop)]
             for start in np.unique(starts[lists]).tolist():
                 rows = lists[starts[lists] == start]
                 spans[start, int(counts[rows].max())] = None, rows

@@ -1,0 +1,123 @@
+"""`lrurec verify` cries no wolf, and finds any one fact that is changed."""
+
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from models.release import Release
+from pipeline.settings import RecommendSettings, Settings
+from tests.verify_world import ITEMS, RING, K, StreamWorld, small_release
+
+_EVENT = st.tuples(
+    st.integers(0, 1),  # partition
+    st.integers(0, 2),  # user
+    st.sampled_from([*ITEMS, "unheard-1", "unheard-2"]),
+    st.one_of(st.none(), st.sampled_from("abc")),  # event id
+)
+_STEP = st.tuples(
+    st.integers(1, 9),  # records to answer
+    st.sampled_from(["", "", "settle", "commit", "kill", "swap-0", "swap-1", "swap-2"]),
+)
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Release]:
+    """Three releases: two of one shape, and one of another with fewer items."""
+    folder = tmp_path_factory.mktemp("releases")
+    return [
+        small_release(folder, 1),
+        small_release(folder, 2),
+        small_release(folder, 3, n_items=5, hidden=6),
+    ]
+
+
+def stream(
+    releases: list[Release],
+    events: list[tuple[int, int, str, str | None]],
+    steps: list[tuple[int, str]],
+    *,
+    exclude_seen: bool,
+    starts_empty: bool,
+) -> StreamWorld:
+    """A stream that was killed, swapped and settled at will, and then read to its end or not."""
+    recommend = RecommendSettings(top_k=K, ring=RING, exclude_seen=exclude_seen)
+    with tempfile.TemporaryDirectory() as folder:
+        world = StreamWorld(
+            Path(folder), Settings(recommend=recommend), [] if starts_empty else releases[:1]
+        )
+    for partition, user, item, event_id in events:
+        more = {} if event_id is None else {"event_id": event_id}
+        world.click(f"user-{user}", item, partition=partition, **more)
+    for size, action in steps:
+        for partition in (0, 1):
+            world.process(partition, size)
+        if action == "kill":
+            world.start()
+        elif action in ("settle", "commit"):
+            world.settle(commit=action == "commit")
+        elif action:
+            world.announce(releases[int(action[-1])])
+    return world
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+    events=st.lists(_EVENT, max_size=40),
+    steps=st.lists(_STEP, max_size=15),
+    exclude_seen=st.booleans(),
+    starts_empty=st.booleans(),
+)
+def test_a_true_stream_is_never_called_wrong(
+    releases: list[Release],
+    events: list[tuple[int, int, str, str | None]],
+    steps: list[tuple[int, str]],
+    exclude_seen: bool,
+    starts_empty: bool,
+) -> None:
+    """Whatever is read again, rebuilt or in flight, everything holds, now and at the end."""
+    world = stream(releases, events, steps, exclude_seen=exclude_seen, starts_empty=starts_empty)
+    assert world.verify().findings == ()
+
+    world.run(5)
+    report = world.verify()
+
+    assert report.findings == ()
+    assert report.holds
+    offsets = report.offsets
+    assert offsets.applied + offsets.duplicate == len(events)
+    assert report.users == report.rows
+    assert offsets.pending == report.states_unverifiable == 0
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+    events=st.lists(_EVENT, min_size=1, max_size=20),
+    steps=st.lists(_STEP, max_size=5),
+    data=st.data(),
+)
+def test_any_changed_fact_is_found(
+    releases: list[Release],
+    events: list[tuple[int, int, str, str | None]],
+    steps: list[tuple[int, str]],
+    data: st.DataObject,
+) -> None:
+    """No number of a row can be another one without a finding."""
+    world = stream(releases, events, steps, exclude_seen=False, starts_empty=False)
+    world.run(5)
+    partition, user = data.draw(st.sampled_from([(p, f"user-{u}") for p, u, _, _ in events]))
+    head, hidden = world.head(user, partition), world.hidden(user, partition).copy()
+    names = [name for name in head.dtype.names if name != "started_at"]
+    name = data.draw(st.sampled_from([*names, "hidden"]))
+    if name == "hidden":
+        hidden[tuple(data.draw(st.integers(0, size - 1)) for size in hidden.shape)] += 2e-5
+        world.forge_row(user, at=partition, hidden=hidden)
+    else:
+        value = np.array(head[name]).copy()
+        value[tuple(data.draw(st.integers(0, size - 1)) for size in value.shape)] += 1
+        world.forge_row(user, at=partition, **{name: value})
+
+    assert not world.verify().holds
