@@ -151,7 +151,12 @@ def _find_serving(settings: BrokerSettings) -> BrokerInfo | None:
     """Return the running broker once it serves (it may be starting), None where none runs."""
     info = find(settings)
     if info is not None:
-        _wait_until_serving(info, log_start=0)
+        try:
+            _wait_until_serving(info, log_start=0)
+        except BrokerUnavailable:
+            if _is_alive(info.pid):
+                raise
+            return None  # it was about to end when it was found
     return info
 
 

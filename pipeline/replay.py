@@ -14,9 +14,11 @@ from typing import Any
 
 import aiokafka
 import msgspec
+from aiokafka.errors import KafkaTimeoutError
 from aiokafka.partitioner import murmur2
 
 from pipeline.data_files import Interaction, Interactions
+from pipeline.errors import BrokerUnavailable
 from pipeline.events import MIN_AUTO_MS
 from pipeline.kafka_clients import aiokafka_options, end_offsets, kafka_errors
 from pipeline.settings import FieldSettings, Settings
@@ -24,6 +26,8 @@ from pipeline.settings import FieldSettings, Settings
 BATCH_BYTES = 131_072
 BLOCK_EVENTS = 1000  # sent between two looks at the clock when there is no rate to keep
 TICK_S = 0.01  # pause between two bursts when there is one
+DELIVERY_DEADLINE_S = 40.0  # without any confirmation; a broker's restart fits in
+STOP_DEADLINE_S = 1.0  # for a producer whose batches cannot be delivered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ class _Deliveries:
             if not wait and not future.done():
                 still_open.append((records, future))
                 continue
-            metadata = await future
+            metadata = await asyncio.wait_for(future, DELIVERY_DEADLINE_S)
             self.records += records
             last = metadata.offset + records - 1
             self.last_offsets[metadata.partition] = max(
@@ -219,6 +223,7 @@ async def _send(
         **aiokafka_options(settings.kafka),
         acks="all",
         enable_idempotence=True,
+        request_timeout_ms=round(DELIVERY_DEADLINE_S * 1000),
         compression_type=None if compression == "none" else compression,
         max_batch_size=BATCH_BYTES,
     )
@@ -245,7 +250,22 @@ async def _send(
         await batches.send_all()
         await sent.settle(wait=True)
         seconds = time.monotonic() - began
+    except (TimeoutError, KafkaTimeoutError) as exc:
+        msg = (
+            f"sending to {settings.topics.interactions} at {settings.kafka.bootstrap_servers}: "
+            f"no confirmation for {DELIVERY_DEADLINE_S:g} s; {sent.records} events are delivered, "
+            "some more may be"
+        )
+        raise BrokerUnavailable(msg) from exc
     finally:
-        await producer.stop()
+        await _stop(producer)
     last_offsets = dict(sorted(sent.last_offsets.items()))
     return ReplayReport(records=sent.records, seconds=seconds, last_offsets=last_offsets)
+
+
+async def _stop(producer: aiokafka.AIOKafkaProducer) -> None:
+    """Stop a producer, also one that would try for ever to deliver what it still has."""
+    try:
+        await asyncio.wait_for(producer.stop(), STOP_DEADLINE_S)
+    except TimeoutError:
+        await producer.client.close()
