@@ -138,7 +138,7 @@ class PartitionLog:
 
     @property
     def without_record(self) -> int:
-        """Offsets below `committed` with no record: markers of transactions, or compaction."""
+        """Offsets below `committed` with no record: of transactions, or removed by compaction."""
         reached = max(self.first, min(self.committed, self.end))
         return reached - self.first - self.applied - self.duplicate - self.skipped - self.dead
 

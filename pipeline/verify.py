@@ -127,7 +127,7 @@ class _Verification:
             for p in first
         }
         oracle = LogOracle(EventDecoder(self._settings.fields), partitions)
-        for record in topics.read(name):  # as the worker reads: whatever became of transactions
+        for record in topics.read(name, committed=True):  # as the worker reads
             if record.offset < partitions[record.partition].end:
                 oracle.take(record)
         return oracle

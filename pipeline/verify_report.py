@@ -110,7 +110,7 @@ class OffsetCounts:
     dead: int
     """Records that are no events, and are in the dead-letter topic."""
     without_record: int
-    """Offsets that hold no record: markers of transactions, or compaction."""
+    """Offsets that hold no record: of transactions, or removed by compaction."""
     missing: int
     """All others."""
     pending: int

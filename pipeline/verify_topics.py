@@ -24,7 +24,7 @@ class Topics(Protocol):
         ...
 
     def end_offsets(self, topic: str) -> Mapping[int, int]:
-        """Return where each partition ends."""
+        """Return where each partition ends, or the first transaction that is still open."""
         ...
 
     def is_compacted(self, topic: str) -> bool:
@@ -63,8 +63,8 @@ class KafkaTopics:
         return kafka_clients.first_offsets(self.settings.kafka, topic)
 
     def end_offsets(self, topic: str) -> Mapping[int, int]:
-        """Return where each partition ends."""
-        return kafka_clients.end_offsets(self.settings.kafka, topic)
+        """Return where each partition ends, or the first transaction that is still open."""
+        return kafka_clients.end_offsets(self.settings.kafka, topic, committed=True)
 
     def is_compacted(self, topic: str) -> bool:
         """Tell whether records are taken out of the topic's middle."""
