@@ -140,7 +140,7 @@ def test_topics_of_a_true_stream_hold(world: StreamWorld, tmp_path: Path) -> Non
 def test_a_false_row_is_found(
     world: StreamWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 1, with partition, offset, what was expected and what there is, and no user's id."""
+    """Exit code 1, with place, what was expected and what there is, and no user's id."""
     world.forge_row("long", hidden=world.hidden("long") + np.complex64(2e-5))
     row = world.row("long")
     topic, address = world.changelog, world.settings.kafka.bootstrap_servers
@@ -161,7 +161,7 @@ def test_a_false_row_is_found(
 
 
 def test_an_event_without_an_answer_is_found(world: StreamWorld, tmp_path: Path) -> None:
-    """An event that was committed and never applied is missing; one behind the commit is pending."""
+    """A committed event that no state holds is missing; one behind the commit is pending."""
     topic, address = world.names.interactions, world.settings.kafka.bootstrap_servers
     world.click_all("long", "12")
     lost, pending = world.topics.records[topic, 0][-2:]
