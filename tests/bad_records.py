@@ -17,6 +17,7 @@ from pipeline.errors import DeadReason
 from pipeline.kafka_clients import Record, read_partitions
 from pipeline.settings import Settings
 from pipeline.wire import Recommendation
+from tests.worker_process import WorkerProcess
 
 NOW_MS = 1_700_000_000_000
 FAR_FUTURE_MS = 4_000_000_000_000  # 2096: a lawful time, but not for a record of today
@@ -224,3 +225,12 @@ def dead_letters(settings: Settings) -> dict[tuple[int, int], list[Record]]:
         place = int(headers["lrurec-partition"]), int(headers["lrurec-offset"])
         found.setdefault(place, []).append(record)
     return found
+
+
+def last_words(worker: WorkerProcess) -> str:
+    """The one line in which a worker said why it ended itself."""
+    log = worker.log()
+    assert "Traceback" not in log
+    (line,) = [line for line in log.splitlines() if " CRITICAL " in line]
+    assert log.splitlines()[-1] == line
+    return line

@@ -11,7 +11,7 @@ from pipeline.engine import table, transport
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import Processor
 from pipeline.engine.restore import TableManager
-from pipeline.engine.stop import ExitCode, end_process
+from pipeline.engine.stop import ExitCode, end_by, end_process
 from pipeline.engine.stream import StreamService
 from state.store import StateStore
 
@@ -39,6 +39,10 @@ class EngineApp(faust.App):
         lambda partitions, seconds: None
     )
     on_restored_rows: Callable[[int], None] = staticmethod(lambda rows: None)
+
+    def _crash(self, reason: BaseException) -> None:
+        """End at once where any part of Faust gives up: its own way down acknowledges things."""
+        end_by(reason, "Faust")
 
     def _on_rebalance_when_stopped(self) -> None:
         """Leave the client open: the consumer's thread would wait for a closed one for ever."""

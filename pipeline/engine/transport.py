@@ -5,11 +5,13 @@ loses events there, is listed in `compat.FAULTS`; each override names the entry 
 """
 
 import asyncio
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
@@ -17,7 +19,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from pipeline.engine.chunks import Chunk, fetch_chunks
-from pipeline.engine.stop import ExitCode, end_process
+from pipeline.engine.stop import ExitCode, end_by, end_process
 from pipeline.header_names import tolerate_bad_names
 
 SCHEME = "lrurec"
@@ -82,6 +84,22 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """End a running wait for records now. Called in the thread's own loop."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit source offsets; False where the group has moved on, and they are read again."""
+        try:
+            await self._ensure_consumer().commit(
+                {
+                    driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, "")
+                    for tp, offset in offsets.items()
+                }
+            )
+        except (CommitFailedError, IllegalStateError):
+            return False
+        except KafkaError as error:
+            end_by(error, "committing what was read")
+        self.tp_last_committed_at.update(dict.fromkeys(offsets, time.monotonic()))
+        return True
 
     async def seek_sources(self, tps: Iterable[TP]) -> dict[TP, int]:
         """Seek partitions to their committed offsets, or to the beginning where none is committed.
@@ -212,6 +230,8 @@ class Consumer(driver.Consumer):
         self.fetching += 1
         try:
             records = await super()._getmany(active_partitions, timeout)
+        except KafkaError as error:  # a damaged batch, say; stock would go down over pages of log
+            end_by(error, "reading the interactions")
         finally:
             self.fetching -= 1
         return records if epoch == self.epoch else {}

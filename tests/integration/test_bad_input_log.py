@@ -22,7 +22,7 @@ from pipeline.kafka_clients import end_offsets, read_partitions
 from pipeline.releases import announce
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings
 from pipeline.topics import create_topics
-from tests.bad_records import click, free_port, history_lengths
+from tests.bad_records import click, free_port, history_lengths, last_words
 from tests.kafka import (
     admin_client,
     create_topic,
@@ -127,15 +127,6 @@ def committed(settings: Settings) -> dict[int, int]:
         for tp, offset in offsets.items()
         if tp.topic == settings.topics.interactions
     }
-
-
-def last_words(worker: WorkerProcess) -> str:
-    """The one line in which a worker said why it ended itself."""
-    log = worker.log()
-    assert "Traceback" not in log
-    (line,) = [line for line in log.splitlines() if " CRITICAL " in line]
-    assert log.splitlines()[-1] == line
-    return line
 
 
 def test_gaps_left_by_compaction_are_no_holes(worker: WorkerProcess) -> None:

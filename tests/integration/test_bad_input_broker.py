@@ -1,0 +1,114 @@
+"""A Kafka that is not there, goes away, is set up otherwise or damaged: one line or a long life."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import broker
+from pipeline.releases import announce
+from pipeline.settings import MetricsSettings, Settings, settings_flags
+from pipeline.topics import create_topics
+from tests.bad_records import click, free_port, history_lengths
+from tests.kafka import create_topic, send, unique_settings, wait_until
+from tests.releases import random_release
+from tests.worker_process import ROOT, running_worker
+
+ITEMS = [f"item-{i}" for i in range(12)]
+AWAY_S = 10.0
+
+
+def run_worker(settings: Settings, *flags: str) -> tuple[int, list[str]]:
+    """The command itself, which ends; its exit code and the lines on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "worker", *settings_flags(settings), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr.splitlines()
+
+
+def test_without_a_broker_a_worker_ends_in_one_line(tmp_path: Path) -> None:
+    """Within the time it was given, with what to do."""
+    settings = unique_settings("127.0.0.1:9", tmp_path)
+
+    code, (line,) = run_worker(settings, "--kafka.connect-timeout-s", "0.5")
+
+    assert code == 1
+    assert line.startswith("lrurec worker: no Kafka within 0.5 s")
+    assert "lrurec broker start" in line
+
+
+def test_another_partition_count_ends_a_worker_in_one_line(settings: Settings) -> None:
+    """States and answers have to be where the events are."""
+    create_topic(settings.kafka.bootstrap_servers, settings.topics.recommendations, partitions=3)
+    name = settings.topics.interactions
+    create_topic(settings.kafka.bootstrap_servers, name, partitions=2)
+
+    code, (line,) = run_worker(settings)
+
+    assert code == 1
+    assert f"partitions: expected 2, as {name} has, got 3" in line
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Settings]:
+    """A Kafka of this test alone, which it may end and start."""
+    settings = unique_settings(f"127.0.0.1:{broker.free_port()}", tmp_path)
+    port = int(settings.kafka.bootstrap_servers.rpartition(":")[2])
+    settings = dataclasses.replace(
+        settings,
+        broker=dataclasses.replace(settings.broker, port=port),
+        metrics=MetricsSettings(port=free_port()),
+    )
+    broker.start(settings.broker)
+    try:
+        yield settings
+    finally:
+        broker.stop(settings.broker)
+
+
+def test_a_broker_may_go_away_and_return(own_broker: Settings) -> None:
+    """Nothing is lost and all is answered after a crash of the broker and 10 s without one."""
+    settings = own_broker
+    address, topic = settings.kafka.bootstrap_servers, settings.topics.interactions
+    create_topics(settings)
+    announce(settings, random_release(settings.trainer.releases_dir, ITEMS))
+
+    def clicks(round_: int) -> list[tuple[int, bytes, bytes]]:
+        return [
+            (user % 4, b"k", click(f"user-{user}", ITEMS[(user + i + round_) % 12]))
+            for i in range(25)
+            for user in range(40)
+        ]
+
+    def all_have(n: int) -> None:
+        expected = {f"user-{user}": n for user in range(40)}
+        wait_until(lambda: history_lengths(settings) == expected, f"{n} each", 60)
+
+    with running_worker(settings) as worker:
+        worker.wait_until_ready()
+        send(address, topic, clicks(0))
+        info = broker.status(settings.broker)
+        assert info is not None
+        os.kill(info.pid, signal.SIGKILL)
+        time.sleep(AWAY_S)
+        assert worker.process.poll() is None
+        broker.start(settings.broker)
+        send(address, topic, clicks(1))
+        all_have(50)
+        announce(settings, random_release(settings.trainer.releases_dir, ITEMS, version=2))
+        loaded = 'lrurec_model_swaps_total{result="loaded"}'
+        wait_until(lambda: worker.metric(loaded) == 2, "a release after the return")
+        assert worker.stop() == 0
+    assert "Traceback" not in worker.log()
