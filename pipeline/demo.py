@@ -168,8 +168,8 @@ class _Demo:
                 on_progress=lambda delivered: step.update(delivered, stop),
             )
             step.result = (
-                f"the first {HISTORY_SHARE:.0%}, {number(report.records)} events, "
-                f"into the topic at {number(report.rate)} events/s"
+                f"{number(report.records)} events ({HISTORY_SHARE:.0%}) "
+                f"at {number(report.rate)} events/s"
             )
             return report
 
@@ -205,7 +205,7 @@ class _Demo:
                 raise NotEnoughEvents(msg) from error
             model, popular = (report.metrics[name]["recall@10"] for name in ("model", "popularity"))
             step.result = (
-                f"{report.epochs:.0f} epochs; Recall@10 on held-out last items {percent(model)}, "
+                f"{report.epochs:.0f} epochs, held-out Recall@10 {percent(model)}, "
                 f"popularity {percent(popular)}"
             )
             return report
@@ -312,9 +312,9 @@ class _Demo:
                 step.note = stage
 
             report = verify(self._settings, on_stage=on_stage)
-            verdict = "every promise holds" if report.holds else "something does not hold"
+            verdict = "all hold" if report.holds else "not all hold"
             step.result = (
-                f"{number(report.states)} states and {number(report.outputs.lists)} lists "
+                f"{number(report.states)} states, {number(report.outputs.lists)} lists "
                 f"computed anew: {verdict}"
             )
             return exit_code, report

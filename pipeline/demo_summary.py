@@ -130,9 +130,9 @@ class DemoReport:
                 "refused": self.training.refused,
                 "metrics": {name: dict(values) for name, values in metrics.items()},
             },
-            "catch_up": asdict(self.catch_up),
+            "catch_up": _figures_json(self.catch_up),
             "live": {
-                **asdict(self.live),
+                **_figures_json(self.live),
                 "wanted_rate": self.live_rate,
                 "replay": _replay_json(self.live_replay),
             },
@@ -140,6 +140,13 @@ class DemoReport:
             "verify": self.verified.to_json(),
             "seconds": self.seconds,
         }
+
+
+def _figures_json(figures: Figures) -> dict[str, Any]:
+    """Return the figures; null for a latency that is too long to be told."""
+    return {
+        name: None if value == float("inf") else value for name, value in asdict(figures).items()
+    }
 
 
 def _replay_json(report: ReplayReport) -> dict[str, Any]:

@@ -96,13 +96,13 @@ def speed_panel(figures: Figures) -> Panel:
         rows.add_row(Text(name), Text(value, style))
 
     add("events/s", number(figures.rate), "bold cyan")
-    add("event to recommendation, p50", milliseconds(figures.p50_s), "bold cyan")
-    add("event to recommendation, p99", milliseconds(figures.p99_s), "bold cyan")
+    add("p50 to recommendation", milliseconds(figures.p50_s), "bold cyan")
+    add("p99 to recommendation", milliseconds(figures.p99_s), "bold cyan")
     add("waiting events", number(figures.lag))
-    add("micro-batch, mean events", number(figures.batch_events))
-    add("micro-batch, mean time", milliseconds(figures.batch_s))
+    add("events in a micro-batch", number(figures.batch_events))
+    add("time of a micro-batch", milliseconds(figures.batch_s))
     rows_made = number(figures.checkpoint_rows)
-    add("checkpoint, mean", f"{rows_made} rows, {milliseconds(figures.checkpoint_s)}")
+    add("checkpoint", f"{rows_made} rows, {milliseconds(figures.checkpoint_s)}")
     return _panel(rows, "the last ten seconds", FIGURE_LINES)
 
 
@@ -125,7 +125,7 @@ def recall_panel(figures: Figures, top_k: int) -> Panel:
     grid = Table.grid(expand=True)
     for row in (rows, Text(), Text(note, "dim")):
         grid.add_row(row)
-    return _panel(grid, f"the next item, told before: Recall@{top_k}", FIGURE_LINES)
+    return _panel(grid, f"live Recall@{top_k}", FIGURE_LINES)
 
 
 @dataclass(frozen=True)
