@@ -101,7 +101,7 @@ def open_announced(announcement: Announcement) -> Release:
         release = read_release(
             Path(announcement.location), expected_manifest_sha256=announcement.manifest_sha256
         )
-    except ModelError as error:
+    except (ModelError, ValueError) as error:  # the latter of a location that can be no path
         msg = f"release {announcement.version} at {announcement.location}: {error}"
         raise SwapRejected(msg) from error
     if release.version != announcement.version:
