@@ -44,6 +44,7 @@ LIVE_RATES = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 LEAST_LIVE_S = 60.0
 LOOK_PERIOD_S = 0.25
 STOP_MARGIN_S = 5.0
+CONTINUED = " " * 10  # below the time in front of a plain line
 EVENTS = "lrurec_events_total"
 DELAY_COUNT = DELAY + "_count"
 
@@ -205,7 +206,7 @@ class _Demo:
                 raise NotEnoughEvents(msg) from error
             model, popular = (report.metrics[name]["recall@10"] for name in ("model", "popularity"))
             step.result = (
-                f"{report.epochs:.0f} epochs, held-out Recall@10 {percent(model)}, "
+                f"{report.epochs:.1f} epochs, held-out Recall@10 {percent(model)}, "
                 f"popularity {percent(popular)}"
             )
             return report
@@ -263,16 +264,14 @@ class _Demo:
             stack.enter_context(UserFollower(settings, cards))
 
             def describe() -> str:
-                card = cards.newest() if not self._screen.is_terminal else None
-                parts = [f"{number(sampler.recent().rate)} events/s"]
-                if card is not None:
-                    parts += [
-                        latency_text(sampler.recent()),
-                        f"waiting {number(sampler.recent().lag)}",
-                        f"Recall@10 {recall_text(sampler.whole())}",
-                        user_line(card, data.titles),
-                    ]
-                return ", ".join(parts)
+                recent = sampler.recent()
+                if self._screen.is_terminal:  # there, the rest is below
+                    return f"{number(recent.rate)} events/s"
+                card = cards.newest()
+                return (
+                    f"{number(recent.rate)} events/s, {latency_text(recent)}, "
+                    f"waiting {number(recent.lag)}, Recall@10 {recall_text(sampler.whole())}"
+                ) + (f"\n{CONTINUED}{user_line(card, data.titles)}" if card else "")
 
             step = stack.enter_context(self._screen.step("live", describe))
             step.body = LiveView(

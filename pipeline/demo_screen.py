@@ -23,6 +23,13 @@ BAR_WIDTH = 28
 NARROW = 100  # columns; below this the bar is shorter
 
 
+def mark(console: Console, *, kept: bool) -> str:
+    """Return a sign for done and not done, in letters where the terminal has no others."""
+    if console.encoding.startswith("utf"):
+        return "✓" if kept else "✗"
+    return "ok" if kept else "NO"
+
+
 class Step:
     """One step, as its work tells of it; any thread may look at it.
 
@@ -94,30 +101,26 @@ class Screen:
             with show(step):
                 yield step
         except BaseException:
-            self.line(name, "not finished", mark="✗", style="red", seconds=step.seconds)
+            self._print(step, "not finished", finished=False)
             raise
-        self.line(name, step.result, mark="✓", style="green", seconds=step.seconds)
+        self._print(step, step.result, finished=True)
 
-    def line(
-        self,
-        name: str,
-        text: str,
-        *,
-        mark: str = " ",
-        style: str = "",
-        seconds: float | None = None,
-    ) -> None:
-        """Print one line that stays."""
+    def _print(self, step: Step, text: str, *, finished: bool) -> None:
         if not self.is_terminal:
-            self._plain_line(name, text)
+            self._plain_line(step.name, text)
             return
+        sign = mark(self.console, kept=finished)
         row = Table.grid(padding=(0, 1), expand=True)
-        row.add_column(width=1)
+        row.add_column(width=len(sign))
         row.add_column(width=NAME_WIDTH)
         row.add_column(ratio=1)
         row.add_column(justify="right", width=8)
-        took = "" if seconds is None else f"{seconds:.1f} s"
-        row.add_row(Text(mark, style), Text(name, "bold"), Text(text), Text(took, "dim"))
+        row.add_row(
+            Text(sign, "green" if finished else "red"),
+            Text(step.name, "bold"),
+            Text(text),
+            Text(f"{step.seconds:.1f} s", "dim"),
+        )
         self.console.print(row)
 
     def _plain_line(self, name: str, text: str) -> None:

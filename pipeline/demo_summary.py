@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.demo_data import DemoData
+from pipeline.demo_screen import mark
 from pipeline.demo_view import latency_text, number, percent, recall_text
 from pipeline.replay import ReplayReport
 from pipeline.training_job import TrainingReport
@@ -164,12 +165,15 @@ def print_summary(
         logs: Files to look at.
         hints: Commands and what each is for.
     """
-    kept = Text("✓ ", "green"), Text("✗ ", "bold red")
+    kept = Text(f"{mark(console, kept=True)} ", "green")
+    broken = Text(f"{mark(console, kept=False)} ", "bold red")
     console.print()
-    promises = [(kept[not one.kept] + Text(one.name), one.shown_by) for one in report.promises]
+    promises = [
+        ((kept if one.kept else broken) + Text(one.name), one.shown_by) for one in report.promises
+    ]
     _print_rows(console, "Promises", promises)
     for finding in report.verified.findings:
-        console.print(Text(f"  ✗ {finding}", "red"), soft_wrap=True)
+        console.print(Text("  ") + broken + Text(f"{finding}", "red"), soft_wrap=True)
     if report.verified.findings:
         console.print()
     _print_rows(console, "Figures", [(Text(name), text) for name, text in _figures(report)])
@@ -212,7 +216,7 @@ def _figures(report: DemoReport) -> list[tuple[str, str]]:
         ),
         (
             "trained",
-            f"{training.epochs:.0f} epochs in {training.training_s:.0f} s, Recall@10 on held-out "
+            f"{training.epochs:.1f} epochs in {training.training_s:.0f} s, Recall@10 on held-out "
             f"last items {percent(model)}, popularity {percent(popular)}",
         ),
         ("worker caught up", f"{number(report.catch_up.rate)} events/s"),
