@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format chaos bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -37,6 +37,9 @@ check: setup  ## format, lint, types, import directions
 format: setup  ## rewrite the code in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+chaos: setup  ## workers that join, die and freeze under load; MINUTES=n SEED=s
+	@$(BIN)/python -m tests.chaos.driver $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup  ## every benchmark; minutes
 	@$(BIN)/python -m tests.benchmarks $(ARGS)

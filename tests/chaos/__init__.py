@@ -1,0 +1,1 @@
+"""Workers that join, leave, die and freeze under load, and an independent judge."""
