@@ -14,7 +14,7 @@ from typing import TypeVar
 from models.training import TrainingProgress
 from pipeline.broker import stop
 from pipeline.demo_data import HISTORY_SHARE, DemoData
-from pipeline.demo_guard import Guard, own_folder, remove_earlier_run, stop_in_peace
+from pipeline.demo_guard import Guard, own_folder, remove_earlier_run, require_space, stop_in_peace
 from pipeline.demo_kafka import demo_kafka, demo_settings
 from pipeline.demo_screen import Screen
 from pipeline.demo_summary import DemoReport
@@ -80,7 +80,8 @@ def run_demo(
     started_s = time.monotonic()
     total, split = len(data.interactions), data.split
     rate = rate or choose_rate(total - split)
-    with own_folder(folder), _logged_to(log_files(folder)[0], settings), ExitStack() as stack:
+    with own_folder(folder), ExitStack() as stack:
+        _log_to(log_files(folder)[0], settings)
         own = demo_settings(settings, folder, time_budget_s=TRAINING_BUDGET_S)
         demo = _Demo(own, screen, data, folder)
         with demo.guard.guarding():
@@ -106,15 +107,12 @@ def run_demo(
     )
 
 
-@contextmanager
-def _logged_to(path: Path, settings: Settings) -> Iterator[None]:
-    """Keep the log of this process off the screen."""
-    with path.open("w", encoding="utf-8") as stream:
-        configure_logging(settings.log, stream)
-        try:
-            yield
-        finally:
-            configure_logging(settings.log)
+def _log_to(path: Path, settings: Settings) -> None:
+    """Keep the log of this process off the screen.
+
+    To its end: what libraries say when they are torn down in the midst of something belongs there.
+    """
+    configure_logging(settings.log, path.open("w", encoding="utf-8"))
 
 
 @contextmanager
@@ -135,10 +133,11 @@ class _Demo:
         self._settings = settings
         self._screen = screen
         self._data = data
+        self._folder = folder
         self._worker_log = log_files(folder)[1]
 
     def clear(self) -> None:
-        """Remove what an earlier run left; a Kafka that was started on it is stopped."""
+        """Remove what an earlier run left, stop a Kafka that was started on it, see to the space."""
         settings = self._settings
         stop(settings.broker)
         remove_earlier_run(
@@ -149,6 +148,7 @@ class _Demo:
                 self._worker_log,
             ]
         )
+        require_space(self._folder, len(self._data.interactions))
 
     def start_kafka(self, stack: ExitStack) -> None:
         """Have a Kafka with all topics, until the stack is unwound."""

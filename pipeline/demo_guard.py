@@ -13,6 +13,8 @@ from typing import NoReturn
 from pipeline.errors import DemoFailed, PipelineError
 
 LOOK_PERIOD_S = 0.2
+LEAST_FREE_BYTES = 100 * 2**20
+EVENT_BYTES = 1024  # of topics, states and changelog, with room to spare: a third of it is usual
 REPEAT_S = 5.0  # after this long without an effect the main thread is interrupted again
 
 
@@ -146,3 +148,22 @@ def remove_earlier_run(paths: Sequence[Path]) -> None:
         except OSError as error:
             msg = f"{path}: what an earlier demo left cannot be removed: {error}"
             raise DemoFailed(msg) from error
+
+
+def require_space(folder: Path, events: int) -> None:
+    """Refuse to begin where the disk would be full before the end: Kafka does not outlive that.
+
+    Args:
+        folder: On the disk.
+        events: How many will be replayed.
+
+    Raises:
+        DemoFailed: There is too little space.
+    """
+    wanted, free = LEAST_FREE_BYTES + events * EVENT_BYTES, shutil.disk_usage(folder).free
+    if free < wanted:
+        msg = (
+            f"{folder}: expected {wanted / 2**20:,.0f} MiB free on its disk for {events:,} events, "
+            f"got {free / 2**20:,.0f} MiB"
+        )
+        raise DemoFailed(msg)

@@ -20,6 +20,14 @@ QUICK = ["--training.time-budget-s", "3", "--training.max-epochs", "8"]
 STEP_DEADLINE_S = 120.0  # on a busy machine; a demo of this size takes 25 s on an idle one
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it runs, and is not merely waiting to be collected."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class RunningDemo:
     """`lrurec demo` in a folder of its own; its output goes to a file, as in a pipe."""
 
@@ -61,7 +69,7 @@ class RunningDemo:
         """Signal its process group; its exit code, and what it had started and still runs."""
         started = self.started()
         os.killpg(self.process.pid, number)
-        return self.wait(), [process for process in started if process.is_running()]
+        return self.wait(), [process for process in started if runs(process)]
 
     def wait(self) -> int:
         """Wait for its end; its exit code."""
@@ -73,7 +81,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """An empty folder, in which no process may be left behind."""
     yield tmp_path
     left = [
-        process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(tmp_path)
+        process
+        for process in psutil.process_iter(["cwd"])
+        if process.info["cwd"] == str(tmp_path) and runs(process)
     ]
     for process in left:
         process.kill()

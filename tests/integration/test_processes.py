@@ -37,6 +37,14 @@ time.sleep(600)
 """
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it runs, and is not merely waiting to be collected."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def python(code: str) -> Sequence[str]:
     return [sys.executable, "-c", code]
 
@@ -71,7 +79,7 @@ def test_a_child_that_does_not_stop_is_killed_with_all_it_started(tmp_path: Path
 
     child.stop(0.2)
 
-    wait_until(lambda: not grandchild.is_running(), "the end of the child's child")
+    wait_until(lambda: not runs(grandchild), "the end of the child's child")
 
 
 @pytest.mark.parametrize(
@@ -118,4 +126,4 @@ def test_a_child_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
         owner.kill()
 
     wait_for_line(log_file, "bye")
-    wait_until(lambda: not any(one.is_running() for one in children), "the end of its children")
+    wait_until(lambda: not any(runs(one) for one in children), "the end of its children")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.demo_guard import Guard, own_folder, remove_earlier_run
+from pipeline.demo_guard import Guard, own_folder, remove_earlier_run, require_space
 from pipeline.errors import BrokerUnavailable, DemoFailed
 
 
@@ -74,3 +74,11 @@ def test_what_an_earlier_run_left_is_removed(tmp_path: Path) -> None:
     remove_earlier_run([tmp_path / name for name in ("broker", "worker.log", "releases")])
 
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_disk_that_is_too_small_is_refused_at_the_start(tmp_path: Path) -> None:
+    """With what is needed and what there is."""
+    require_space(tmp_path, 0)
+
+    with pytest.raises(DemoFailed, match=r"expected [\d,]+ MiB free .* got [\d,]+ MiB"):
+        require_space(tmp_path, 10**15)
