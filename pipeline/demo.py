@@ -137,7 +137,7 @@ class _Demo:
         self._worker_log = log_files(folder)[1]
 
     def clear(self) -> None:
-        """Remove what an earlier run left, stop a Kafka that was started on it, see to the space."""
+        """Remove what an earlier run left, stop a Kafka that runs on it, and see to the space."""
         settings = self._settings
         stop(settings.broker)
         remove_earlier_run(
