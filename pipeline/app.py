@@ -33,6 +33,7 @@ from state.store import StateStore
 logger = logging.getLogger(__name__)
 
 LAG_PERIOD_S = 1.0
+METADATA_AGE_MS = 30_000  # how soon a worker learns that its topic has other partitions
 
 
 def engine_options(settings: Settings) -> EngineOptions:
@@ -99,6 +100,7 @@ def create_app(
         broker_request_timeout=max(40.0, 2 * kafka.session_timeout_s),
         broker_commit_interval=0.5,
         consumer_max_fetch_size=kafka.max_fetch_bytes,
+        consumer_metadata_max_age_ms=METADATA_AGE_MS,
         consumer_group_instance_id=kafka.group_instance_id,
         table_standby_replicas=0,
         web_enabled=False,

@@ -27,6 +27,7 @@ from pipeline.popularity import Popularity
 from pipeline.ranking import SOURCES, Applied, Ranked, Ranker
 from pipeline.served_model import ModelHolder, ServedModel
 from pipeline.settings import Settings
+from pipeline.topics import changelog_name
 from pipeline.wire import count_short, encode_recommendations
 from state.row import EVENT_IDS, RowLayout, append_items, ring_items
 from state.store import StateStore
@@ -57,6 +58,7 @@ class RecommendationProcessor:
     ) -> None:
         recommend = settings.recommend
         self._source = settings.topics.interactions
+        self._changelog = changelog_name(settings.worker.app_id)
         self._store = store
         self._holder = holder
         self._metrics = metrics
@@ -281,6 +283,11 @@ class RecommendationProcessor:
         end_process(
             ExitCode.DAMAGED_ROW,
             "partition %d: a local state row is damaged (checksum). The partition's local copy was "
-            "removed; start the worker again and it is restored from the changelog.",
+            "removed; start the worker again and it is restored from the changelog. Where it says "
+            "so again, the changelog's row is damaged too: send a null value with key %a to "
+            "partition %d of %s, and the user begins anew.",
             partition,
+            key,
+            partition,
+            self._changelog,
         )

@@ -86,6 +86,15 @@ async def _send_batches(
     return sent
 
 
+async def stop_quietly(producer: AIOKafkaProducer, timeout_s: float = 2.0) -> None:
+    """Close a producer with nothing left to send; a broker that is away does not hold it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await producer.stop()
+    except Exception:
+        return
+
+
 @dataclass(eq=False)
 class OwnedPartition:
     """One source partition of this worker, from its fence to its loss.
@@ -226,7 +235,11 @@ class Checkpointer:
             compression_type=self._options.compression,
             retry_backoff_ms=20,  # also paces the initialisation
         )
-        await producer.start()
+        try:
+            await producer.start()
+        except BaseException:
+            await stop_quietly(producer)
+            raise
         return OwnedPartition(number, producer)
 
     async def log_rows(

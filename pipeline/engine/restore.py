@@ -9,7 +9,7 @@ once and keep their rows.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from typing import Any
 
@@ -20,7 +20,7 @@ from mode import Service
 
 from pipeline.engine.chunks import fetch_chunks
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.partitions import OwnedPartition
+from pipeline.engine.partitions import OwnedPartition, stop_quietly
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
@@ -182,6 +182,8 @@ class Restore(Service):
     async def _take_assignment(self, assigned: set[Any], generation: int) -> None:
         app, stream, consumer = self.app, self.app.stream_service, self.app.consumer
         started_s = time.monotonic()
+        sources = {tp.partition: tp for tp in assigned if not consumer._is_changelog_tp(tp)}
+        self._require_partitions(sources)
         await self._stop_standbys()
         if not stream.started:
             await self.add_runtime_dependency(stream)
@@ -191,7 +193,6 @@ class Restore(Service):
             await asyncio.sleep(0.002)
         await consumer._thread.call_thread(self._pause_changelogs)
         await consumer.perform_seek()
-        sources = {tp.partition: tp for tp in assigned if not consumer._is_changelog_tp(tp)}
         # Kept: the same member in the very next generation; nobody else can have owned
         # the partition in between.
         # Faust's own `newly_assigned` is a set difference, by which a returning zombie
@@ -228,6 +229,21 @@ class Restore(Service):
         app.on_assignment(set(sources), time.monotonic() - started_s)
         self._start_standbys(assigned, set(sources))
 
+    def _require_partitions(self, assigned: Collection[int]) -> None:
+        """End the process where the source is gone or got other partitions meanwhile."""
+        source, expected = self.app.engine_options.source, self.app.conf.topic_partitions
+        got = max([self.app.consumer.topic_partitions(source) or 0, *[n + 1 for n in assigned]])
+        if got != expected:
+            end_process(
+                ExitCode.TOPICS,
+                "topic %s: partitions: expected %d, as when the worker started, got %d: it was "
+                "changed or deleted meanwhile. Everything answered is safe; see what to do with: "
+                "lrurec topics check",
+                source,
+                expected,
+                got,
+            )
+
     async def _pause_changelogs(self) -> None:
         consumer = self.app.consumer._thread._ensure_consumer()
         tps = [tp for tp in consumer.assignment() if tp.topic in self.tables.changelog_topics]
@@ -246,9 +262,13 @@ class Restore(Service):
                 part = await stream.checkpointer.fence(
                     number
                 )  # before the end of the changelog is read
-                count, seen = await self._reader().read(number)
-                if seen is not None:
-                    await self._publish_missing(part, seen)
+                try:
+                    count, seen = await self._reader().read(number)
+                    if seen is not None:
+                        await self._publish_missing(part, seen)
+                except BaseException:  # a rebalance cancels this; its producer would stay
+                    await stop_quietly(part.producer)
+                    raise
         except TimeoutError:
             end_process(
                 ExitCode.RESTORE,

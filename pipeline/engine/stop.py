@@ -43,6 +43,8 @@ class ExitCode(enum.IntEnum):
     """The local copy of the rows cannot be used; the log says why and what to do."""
     KAFKA = 79
     """Kafka did not answer or refused; nothing is lost, a later start goes on."""
+    TOPICS = 80
+    """The interactions topic is gone or has other partitions than when the worker started."""
 
 
 def end_by(error: BaseException, doing: str) -> NoReturn:

@@ -24,6 +24,7 @@ from pipeline.engine.partitions import (
     OwnedPartition,
     send_dead_letters,
     send_records,
+    stop_quietly,
 )
 from pipeline.engine.processor import PartitionResult, Processor
 from pipeline.engine.stop import ExitCode, end_by, end_process
@@ -277,7 +278,7 @@ class StreamService(Service):
                 part.task.cancel()
             await loop.run_in_executor(self.compute, self.processor.forget, number)
             await loop.run_in_executor(self.disk, self.store.close, number)
-            self.add_future(_stop_quietly(part.producer))
+            self.add_future(stop_quietly(part.producer))
 
     def open(self) -> None:
         """Take chunks again, from the positions that the consumer was set to."""
@@ -316,18 +317,9 @@ class StreamService(Service):
                 part.task.cancel()
         if self._producer is not None:
             producers.append(self._producer)
-        await asyncio.gather(*[_stop_quietly(producer) for producer in producers])
+        await asyncio.gather(*[stop_quietly(producer) for producer in producers])
         self.compute.shutdown(wait=False)
         self.disk.shutdown(wait=False)
-
-
-async def _stop_quietly(producer: AIOKafkaProducer, timeout_s: float = 2.0) -> None:
-    """Close a producer with nothing left to send; a broker that is away does not hold it."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await producer.stop()
-    except Exception:
-        return
 
 
 class Pulse:
