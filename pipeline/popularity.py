@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from pipeline.served_model import ServedModel, item_json
 
+MAX_ITEMS = 200_000  # counted while there is no release
+
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
@@ -36,6 +38,8 @@ class Popularity:
         """Count events; items that the release does not know (index 0) are left out."""
         if self._counts is None:
             self._by_id.update(zip(item_ids, item_hash.tolist(), strict=True))
+            if len(self._by_id) > MAX_ITEMS:  # made-up ids must not fill the memory
+                self._by_id = Counter(dict(self._by_id.most_common(MAX_ITEMS // 2)))
         else:
             self._counts += np.bincount(item, minlength=len(self._counts))
             self._counts[0] = -1
