@@ -23,6 +23,7 @@ from pipeline.settings import Settings
 logger = logging.getLogger(__name__)
 
 POLL_MS = 500
+RECONNECT_MS = 1000  # kafka-python's default leaves half a minute without releases after an outage
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +165,7 @@ class TopicFollower:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            reconnect_backoff_max_ms=RECONNECT_MS,
         )
         try:
             numbers = consumer.partitions_for_topic(self._topic)
