@@ -27,6 +27,7 @@ from state.store import StateStore
 logger = logging.getLogger(__name__)
 
 REPUBLISH_ROWS = 2000  # rows in one transaction
+METADATA_DEADLINE_S = 10.0
 
 
 class ChangelogReader:
@@ -183,20 +184,18 @@ class Restore(Service):
         app, stream, consumer = self.app, self.app.stream_service, self.app.consumer
         started_s = time.monotonic()
         sources = {tp.partition: tp for tp in assigned if not consumer._is_changelog_tp(tp)}
-        self._require_partitions(sources)
+        await self._require_partitions(sources)
         await self._stop_standbys()
         if not stream.started:
             await self.add_runtime_dependency(stream)
-        while (
-            consumer.fetching
-        ):  # what is being fetched belongs to positions that are about to change
+        # What is being fetched belongs to positions that are about to change.
+        while consumer.fetching:
             await asyncio.sleep(0.002)
         await consumer._thread.call_thread(self._pause_changelogs)
         await consumer.perform_seek()
-        # Kept: the same member in the very next generation; nobody else can have owned
-        # the partition in between.
-        # Faust's own `newly_assigned` is a set difference, by which a returning zombie
-        # looks unchanged.
+        # Kept: the same member in the very next generation; nobody else can have owned the
+        # partition in between. Faust's own `newly_assigned` is a set difference, by which a
+        # returning zombie looks unchanged.
         consecutive = self._generation is not None and generation == self._generation + 1
         kept = {number for number in sources if consecutive and stream.is_usable(number)}
         self._generation = generation
@@ -229,20 +228,30 @@ class Restore(Service):
         app.on_assignment(set(sources), time.monotonic() - started_s)
         self._start_standbys(assigned, set(sources))
 
-    def _require_partitions(self, assigned: Collection[int]) -> None:
-        """End the process where the source is gone or got other partitions meanwhile."""
+    async def _require_partitions(self, assigned: Collection[int]) -> None:
+        """End the process where the source is gone or got other partitions meanwhile.
+
+        A broker that just started may know fewer partitions than there are for a moment.
+        """
         source, expected = self.app.engine_options.source, self.app.conf.topic_partitions
-        got = max([self.app.consumer.topic_partitions(source) or 0, *[n + 1 for n in assigned]])
-        if got != expected:
-            end_process(
-                ExitCode.TOPICS,
-                "topic %s: partitions: expected %d, as when the worker started, got %d: it was "
-                "changed or deleted meanwhile. Everything answered is safe; see what to do with: "
-                "lrurec topics check",
-                source,
-                expected,
-                got,
-            )
+        deadline_s = time.monotonic() + METADATA_DEADLINE_S
+        while True:
+            known = self.app.consumer.topic_partitions(source) or 0
+            got = max([known, *[number + 1 for number in assigned]])
+            if got == expected:
+                return
+            if got > expected or time.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(0.1)
+        end_process(
+            ExitCode.TOPICS,
+            "topic %s: partitions: expected %d, as when the worker started, got %d: it was "
+            "changed or deleted meanwhile. Everything answered is safe; see what to do with: "
+            "lrurec topics check",
+            source,
+            expected,
+            got,
+        )
 
     async def _pause_changelogs(self) -> None:
         consumer = self.app.consumer._thread._ensure_consumer()
@@ -259,9 +268,8 @@ class Restore(Service):
         deadline_s = stream.options.restore_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
-                part = await stream.checkpointer.fence(
-                    number
-                )  # before the end of the changelog is read
+                # Before the end of the changelog is read.
+                part = await stream.checkpointer.fence(number)
                 try:
                     count, seen = await self._reader().read(number)
                     if seen is not None:

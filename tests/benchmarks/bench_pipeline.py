@@ -31,7 +31,7 @@ from kafka.partitioner.default import murmur2
 
 from pipeline.broker import running_broker
 from pipeline.releases import announce
-from pipeline.settings import BrokerSettings, MetricsSettings, Settings
+from pipeline.settings import BrokerSettings, MetricsSettings
 from pipeline.topics import create_topics
 from tests.benchmarks.bench_intake import PARTITIONS, settings_for
 from tests.benchmarks.report import machine, spread, write_json
