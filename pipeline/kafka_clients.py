@@ -20,6 +20,7 @@ from kafka import IsolationLevel, KafkaAdminClient, OffsetSpec, TopicPartition
 from kafka.errors import KafkaError
 
 from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
+from pipeline.header_names import tolerate_bad_names
 from pipeline.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -335,6 +336,7 @@ async def _start_reader(
     *,
     committed: bool,
 ) -> aiokafka.AIOKafkaConsumer:
+    tolerate_bad_names()
     reader = aiokafka.AIOKafkaConsumer(
         **aiokafka_options(kafka),
         enable_auto_commit=False,

@@ -14,6 +14,7 @@ import torch
 
 from models.release import Release, load_serving
 from pipeline.errors import DeadReason
+from pipeline.kafka_clients import end_offsets, read_partitions
 from pipeline.releases import announce
 from pipeline.settings import FieldSettings, MetricsSettings, Settings
 from pipeline.topics import create_topics
@@ -265,6 +266,16 @@ def test_an_unknown_item_is_remembered_and_counts_with_the_next_release(world: W
     world.assert_answer("ahead", ["unheard-of", "plain-1", "plain-2"])
     world.assert_answer("only ahead", ["unheard-of", "plain-2"])
     assert world.worker.metric("lrurec_stale_states_served_total") == 0
+
+
+def test_all_of_it_can_be_read_again(world: World) -> None:
+    """As trainer and `lrurec verify` read the topic: no record stops a reader."""
+    settings = world.settings
+    ends = end_offsets(settings.kafka, settings.topics.interactions)
+
+    assert len(list(read_partitions(settings.kafka, settings.topics.interactions))) == sum(
+        ends.values()
+    )
 
 
 def test_nothing_of_this_ended_the_worker(world: World) -> None:
