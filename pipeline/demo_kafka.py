@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+import torch
 from kafka.errors import KafkaError
 
 from pipeline.broker import free_port, running_broker
@@ -54,10 +55,12 @@ def demo_settings(settings: Settings, folder: Path, *, time_budget_s: float) -> 
         time_budget_s: Time for the training, where the settings leave it open.
     """
     budget_s = settings.training.time_budget_s or time_budget_s
+    # Kafka and the replay are on the same machine and need a core, too.
+    threads = settings.worker.threads or max(1, torch.get_num_threads() // 2)
     return replace(
         settings,
         broker=replace(settings.broker, data_dir=folder / "broker", port=0),
-        worker=replace(settings.worker, data_dir=folder / "worker"),
+        worker=replace(settings.worker, data_dir=folder / "worker", threads=threads),
         trainer=replace(settings.trainer, releases_dir=folder / "releases"),
         metrics=replace(settings.metrics, host="127.0.0.1", port=free_port()),
         recommend=replace(settings.recommend, prequential=True),
