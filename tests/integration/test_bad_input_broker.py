@@ -16,6 +16,7 @@ from pipeline.engine.stop import ExitCode
 from pipeline.releases import announce
 from pipeline.settings import MetricsSettings, Settings, settings_flags
 from pipeline.topics import create_topics
+from pipeline.verify import verify
 from tests.bad_records import click, free_port, history_lengths, last_words
 from tests.kafka import admin_client, create_topic, send, unique_settings, wait_until
 from tests.releases import random_release
@@ -114,6 +115,8 @@ def test_a_broker_may_go_away_and_return(own_broker: Settings) -> None:
         announce(settings, random_release(settings.trainer.releases_dir, ITEMS, version=2))
         loaded = 'lrurec_model_swaps_total{result="loaded"}'
         wait_until(lambda: worker.metric(loaded) == 2, "a release after the return")
+        report = verify(settings)
+        assert report.holds, report.findings
 
         with admin_client(address) as admin:
             admin.delete_topics([topic])

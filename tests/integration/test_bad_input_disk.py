@@ -14,6 +14,7 @@ from pipeline.engine.stop import ExitCode
 from pipeline.releases import announce
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings
 from pipeline.topics import create_topics
+from pipeline.verify import verify
 from state.rocks import RocksStore
 from tests.bad_records import click, free_port, history_lengths, last_words, newest
 from tests.kafka import remove_traces, send, unique_settings, wait_until
@@ -153,5 +154,7 @@ def test_damaged_files_end_the_worker_until_they_are_removed(settings: Settings)
         wait_for_all(settings, 3)
         click_all(settings)
         wait_for_all(settings, 4)
-        assert worker.metric("lrurec_stale_states_served_total") == 0
         assert worker.stop() == 0
+    report = verify(settings)
+    assert report.holds, report.findings
+    assert report.offsets.pending == 0

@@ -22,6 +22,7 @@ from pipeline.kafka_clients import end_offsets, read_partitions
 from pipeline.releases import announce
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings
 from pipeline.topics import create_topics
+from pipeline.verify import verify
 from tests.bad_records import click, free_port, history_lengths, last_words
 from tests.kafka import (
     admin_client,
@@ -175,6 +176,20 @@ def test_an_open_transaction_is_waited_for(worker: WorkerProcess) -> None:
     wait_until(
         lambda: {"open": 1, "behind": 2}.items() <= history_lengths(settings).items(), "both"
     )
+
+
+def test_every_offset_is_accounted_for(worker: WorkerProcess) -> None:
+    """`lrurec verify` reads the same log and finds every state and answer as it should be."""
+    settings = worker.settings
+    ends = end_offsets(settings.kafka, settings.topics.interactions)
+    written = {partition: end for partition, end in ends.items() if end}
+    wait_until(lambda: committed(settings) == written, f"{written} acknowledged")
+
+    report = verify(settings)
+
+    assert report.holds, report.findings
+    assert report.offsets.without_record == 25 + 305 + 7 + 5  # compacted, aborted, markers
+    assert report.offsets.pending == 0
 
 
 def test_records_deleted_before_they_were_read_end_the_worker(worker: WorkerProcess) -> None:

@@ -18,6 +18,7 @@ from pipeline.kafka_clients import end_offsets, read_partitions
 from pipeline.releases import announce
 from pipeline.settings import FieldSettings, MetricsSettings, Settings
 from pipeline.topics import create_topics
+from pipeline.verify import verify
 from tests.bad_records import (
     BAD,
     ODD_ITEMS,
@@ -279,6 +280,10 @@ def test_all_of_it_can_be_read_again(world: World) -> None:
 
 
 def test_nothing_of_this_ended_the_worker(world: World) -> None:
-    """It stops in order, with everything acknowledged."""
+    """It stops in order, with everything acknowledged, and `lrurec verify` finds all as it is."""
     assert world.worker.stop() == 0
+    report = verify(world.settings)
+    assert report.holds, report.findings
+    assert report.offsets.pending == report.offsets.missing == 0
+    assert report.offsets.dead == len(BAD) + 4
     assert "Traceback" not in world.worker.log()
