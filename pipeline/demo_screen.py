@@ -137,7 +137,7 @@ class Screen:
 
     @contextmanager
     def _lines(self, step: Step) -> Iterator[None]:
-        printed_s = time.monotonic()
+        printed_s, note = time.monotonic(), step.note
 
         def print_now_and_then() -> None:
             nonlocal printed_s
@@ -149,7 +149,7 @@ class Screen:
                 parts.insert(0, f"{(step.done or 0) / step.total:.0%}")
             self._plain_line(step.name, ", ".join(filter(None, parts)))
 
-        self._plain_line(step.name, f"{step.describe() or 'begins'} ...")
+        self._plain_line(step.name, f"{(isinstance(note, str) and note) or 'begins'} ...")
         step.on_update(print_now_and_then)
         yield
 

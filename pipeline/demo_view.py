@@ -40,6 +40,11 @@ def number(value: float | None, digits: int = 0) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
+def printable(text: str) -> str:
+    """Return a text that moves no cursor and turns no line round, whatever a data file has."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
 def latency_text(figures: Figures) -> str:
     """Write median and 99th percentile in a line."""
     return f"p50 {milliseconds(figures.p50_s)}, p99 {milliseconds(figures.p99_s)}"
@@ -145,7 +150,11 @@ def users_panel(cards: Sequence[UserCard], titles: Mapping[str, str], *, places:
     rows = Table.grid(expand=True)
     rows.add_column(no_wrap=True, overflow="ellipsis")
     for card in cards:
-        rows.add_row(Text.assemble((card.user, "bold"), (f"  {number(card.events)} events", "dim")))
+        rows.add_row(
+            Text.assemble(
+                (printable(card.user), "bold"), (f"  {number(card.events)} events", "dim")
+            )
+        )
         rows.add_row(_last_items(card, titles))
         rows.add_row(_recommended(card, titles))
     for _ in range(CARD_LINES * (places - len(cards))):
@@ -160,7 +169,7 @@ def _last_items(card: UserCard, titles: Mapping[str, str]) -> Text:
         text.append(" · " if nth else "", "dim")
         if was_expected:
             text.append("✓ ", "bold green")
-        text.append(titles.get(item, item), "green" if was_expected else "")
+        text.append(_title(item, titles), "green" if was_expected else "")
     return text
 
 
@@ -168,15 +177,20 @@ def _recommended(card: UserCard, titles: Mapping[str, str]) -> Text:
     text = Text("  next  ", "dim")
     for nth, item in enumerate(card.recommended):
         text.append(" · " if nth else "", "dim")
-        text.append(titles.get(item, item), "cyan")
+        text.append(_title(item, titles), "cyan")
     return text
+
+
+def _title(item: str, titles: Mapping[str, str]) -> str:
+    return printable(titles.get(item, item))
 
 
 def user_line(card: UserCard, titles: Mapping[str, str]) -> str:
     """Write a user in a plain line."""
-    had = " | ".join(titles.get(item, item) for item in card.last[:2])
-    following = " | ".join(titles.get(item, item) for item in card.recommended[:3])
-    return f"user {card.user} after {number(card.events)} events: last {had}; next: {following}"
+    had = " | ".join(_title(item, titles) for item in card.last[:2])
+    following = " | ".join(_title(item, titles) for item in card.recommended[:3])
+    user = f"user {printable(card.user)} after {number(card.events)} events"
+    return f"{user}: last {had}; next: {following}"
 
 
 def _panel(content: RenderableType, title: str, height: int | None = None) -> Panel:

@@ -1,5 +1,6 @@
 """The live view and the steps, drawn from recorded figures without a terminal."""
 
+import dataclasses
 import io
 import math
 import re
@@ -46,7 +47,14 @@ def figures(recall: Mapping[str, float | None] = RECALL, p50_s: float | None = 0
     )
 
 
-def draw(shown: Figures, *, width: int, height: int, cards: list[UserCard]) -> list[str]:
+def draw(
+    shown: Figures,
+    *,
+    width: int,
+    height: int,
+    cards: list[UserCard],
+    titles: Mapping[str, str] = TITLES,
+) -> list[str]:
     """Draw the live view on a terminal of a size that is none; its lines without colours."""
     output = io.StringIO()
     console = Console(file=output, width=width, height=height, force_terminal=True)
@@ -54,7 +62,7 @@ def draw(shown: Figures, *, width: int, height: int, cards: list[UserCard]) -> l
         recent=lambda: shown,
         whole=lambda: shown,
         cards=lambda: cards,
-        titles=TITLES,
+        titles=titles,
         top_k=10,
     )
     console.print(view)
@@ -124,6 +132,19 @@ def test_a_user_in_a_plain_line() -> None:
         "user 17850 after 1,317 events: last WHITE [HANGING] HEART | RED WOOLLY HOTTIE; "
         "next: JUMBO BAG | d | WHITE [HANGING] HEART"
     )
+
+
+def test_names_cannot_write_on_the_terminal() -> None:
+    """Escape sequences, line ends and marks that turn the text round are shown as what they are."""
+    card = dataclasses.replace(CARD, user="\x1b[2Ju", last=["a"], recommended=["\u202eid"])
+    titles = {"a": "one\r\ntwo"}
+
+    text = "\n".join(draw(figures(), width=120, height=40, cards=[card], titles=titles))
+
+    assert "?[2Ju" in text
+    assert "one??two" in text
+    assert "?id" in text
+    assert user_line(card, titles) == ("user ?[2Ju after 1,317 events: last one??two; next: ?id")
 
 
 def test_without_a_terminal_steps_are_plain_lines() -> None:
