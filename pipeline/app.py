@@ -16,6 +16,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from pipeline.catalogue import Catalogue
+from pipeline.data_folder import claim_data_folder
 from pipeline.engine.app import EngineApp, create_engine_app
 from pipeline.engine.compat import untested_versions
 from pipeline.engine.options import EngineOptions
@@ -190,6 +191,7 @@ def create_worker(
     try:
         store = RocksStore(settings.worker.data_dir / "states", settings.store)
         closers.append(store.close_all)
+        claim_data_folder(settings)
         metrics = Metrics(registry)
         metrics.watch_store(store.stats)
         swapper = Swapper(settings, metrics)

@@ -115,6 +115,14 @@ class RecommendationProcessor:
         """Drop everything held of a partition."""
         self._hot.forget(partition)
 
+    def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
+        """Tell which rows are intact and newer than the other ones, or those are damaged."""
+        layout = self._hot.layout
+        ours, others = layout.decode(rows), layout.decode(than)
+        more = ours.heads["offset"] > others.heads["offset"]
+        keep: list[bool] = (~ours.damaged & (others.damaged | more)).tolist()
+        return keep
+
     def sent(self, now_s: float) -> None:
         """Note that the outputs of the oldest unsent batch left. May be called from any thread."""
         record_ms = self._awaiting.popleft()

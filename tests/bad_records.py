@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +17,9 @@ from aiokafka.record.util import calc_crc32c
 
 from pipeline.errors import DeadReason
 from pipeline.kafka_clients import Record, read_partitions
-from pipeline.settings import Settings
+from pipeline.settings import Settings, settings_flags
 from pipeline.wire import Recommendation
-from tests.worker_process import WorkerProcess
+from tests.worker_process import ROOT, WorkerProcess
 
 NOW_MS = 1_700_000_000_000
 FAR_FUTURE_MS = 4_000_000_000_000  # 2096: a lawful time, but not for a record of today
@@ -233,3 +235,17 @@ def last_words(worker: WorkerProcess) -> str:
     (line,) = [line for line in lines if " CRITICAL " in line]
     assert lines[-1] == line
     return line
+
+
+def run_worker(settings: Settings, *flags: str) -> tuple[int, list[str]]:
+    """The command itself, which ends; its exit code and the lines on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "worker", *settings_flags(settings), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr.splitlines()

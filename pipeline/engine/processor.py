@@ -55,7 +55,7 @@ class Snapshot:
 
 
 class Processor(Protocol):
-    """Moves states and makes outputs. All but `sent` run in one thread, one call at a time.
+    """Moves states and makes outputs. All but `sent` and `newer` run in one thread, one at a time.
 
     Rows live with the processor until `settled`: only then does the store have them.
     """
@@ -81,6 +81,14 @@ class Processor(Protocol):
 
     def forget(self, partition: int) -> None:
         """Drop everything held of a partition: it may have other owners from here on."""
+        ...
+
+    def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
+        """Tell which of these rows to keep rather than the other one of the same user.
+
+        Those that are intact and reflect more of the source, or whose other one is damaged. May be
+        called from any thread.
+        """
         ...
 
     def sent(self, now_s: float) -> None:

@@ -37,6 +37,7 @@ class ChangelogReader:
         options: Engine options.
         store: Where rows are kept.
         disk: The thread in which the store is used.
+        newer: As `Processor.newer`.
         on_rows: Is told how many changelog records were applied.
     """
 
@@ -45,11 +46,13 @@ class ChangelogReader:
         options: EngineOptions,
         store: StateStore,
         disk: Executor,
+        newer: Callable[[list[bytes], list[bytes]], list[bool]],
         on_rows: Callable[[int], None],
     ) -> None:
         self._options = options
         self._store = store
         self._disk = disk
+        self._newer = newer
         self._on_rows = on_rows
 
     async def read(self, partition: int, *, follow: bool = False) -> tuple[int, set[bytes] | None]:
@@ -61,8 +64,8 @@ class ChangelogReader:
 
         Returns:
             How many records were applied; and, where the changelog no longer continues the local
-            rows (trimmed, emptied or recreated), the keys it holds, so that the other local rows
-            can be published again. None otherwise.
+            rows (trimmed, emptied or recreated), the keys of which it holds the newest row, so that
+            the other local rows can be published again. None otherwise.
         """
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._disk, self._store.open, partition)
@@ -94,6 +97,11 @@ class ChangelogReader:
                     tp, ()
                 ):
                     rows = {record.key: record.value for record in chunk.records}
+                    if seen is not None:
+                        rows = await loop.run_in_executor(
+                            self._disk, self._without_older, partition, rows
+                        )
+                        seen.update(rows)
                     await loop.run_in_executor(
                         self._disk,
                         self._store.write,
@@ -101,14 +109,26 @@ class ChangelogReader:
                         list(rows.items()),
                         chunk.next_offset - 1,
                     )
-                    if seen is not None:
-                        seen.update(rows)
                     count += len(chunk)
                     self._on_rows(len(chunk))
                 at = await consumer.position(tp)
             return count, seen
         finally:
             await consumer.stop()
+
+    def _without_older(
+        self, partition: int, rows: dict[bytes, bytes | None]
+    ) -> dict[bytes, bytes | None]:
+        """Leave out rows that are older than the local ones: the log may have lost its end."""
+        local = self._store.get(partition, list(rows))
+        both = [
+            (key, mine, row)
+            for (key, row), mine in zip(rows.items(), local, strict=True)
+            if mine is not None and row is not None
+        ]
+        newer = self._newer([mine for _, mine, _ in both], [row for _, _, row in both])
+        kept = {key for (key, _, _), is_newer in zip(both, newer, strict=True) if is_newer}
+        return {key: row for key, row in rows.items() if key not in kept}
 
     def _continuation(
         self, partition: int, position: int | None, begin: int, end: int
@@ -261,7 +281,13 @@ class Restore(Service):
 
     def _reader(self) -> ChangelogReader:
         stream = self.app.stream_service
-        return ChangelogReader(stream.options, stream.store, stream.disk, self.app.on_restored_rows)
+        return ChangelogReader(
+            stream.options,
+            stream.store,
+            stream.disk,
+            stream.processor.newer,
+            self.app.on_restored_rows,
+        )
 
     async def _restore(self, number: int, tp: Any) -> int:
         stream = self.app.stream_service
@@ -290,7 +316,10 @@ class Restore(Service):
         return count
 
     async def _publish_missing(self, part: OwnedPartition, seen: set[bytes]) -> None:
-        """Publish local rows that the changelog lacks: a wiped disk would otherwise lose them."""
+        """Publish local rows that the changelog lacks: a wiped disk would otherwise lose them.
+
+        A damaged one is not spread; it ends the worker when its user comes.
+        """
         stream = self.app.stream_service
         loop = asyncio.get_running_loop()
         rows = await loop.run_in_executor(
@@ -299,6 +328,10 @@ class Restore(Service):
         )
         for first in range(0, len(rows), REPUBLISH_ROWS):
             some = rows[first : first + REPUBLISH_ROWS]
+            intact = stream.processor.newer([row for _, row in some], [b""] * len(some))
+            some = [pair for pair, is_intact in zip(some, intact, strict=True) if is_intact]
+            if not some:
+                continue
             position = await stream.checkpointer.log_rows(part, some)
             await loop.run_in_executor(stream.disk, stream.store.write, part.number, some, position)
         logger.warning(

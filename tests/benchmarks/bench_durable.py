@@ -73,6 +73,9 @@ class CountingProcessor:
             rows.append((key, b"%08d" % count + filler[count % 997 : count % 997 + ROW_BYTES - 8]))
         return Snapshot(rows)
 
+    def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
+        return [False] * len(rows)
+
     def settled(self, partition: int, snapshot: Snapshot) -> None:
         if self._left <= 0 and not any(self._moved.values()):
             assert self._started_s is not None

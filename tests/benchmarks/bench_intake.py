@@ -87,6 +87,9 @@ class IdleProcessor:
     def snapshot(self, partition: int) -> Snapshot:
         return Snapshot(rows=[])
 
+    def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
+        return [False] * len(rows)
+
     def settled(self, partition: int, snapshot: Snapshot) -> None:
         """Nothing was held."""
 

@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,30 +12,16 @@ import pytest
 from pipeline import broker
 from pipeline.engine.stop import ExitCode
 from pipeline.releases import announce
-from pipeline.settings import MetricsSettings, Settings, settings_flags
+from pipeline.settings import MetricsSettings, Settings
 from pipeline.topics import create_topics
 from pipeline.verify import verify
-from tests.bad_records import click, free_port, history_lengths, last_words
+from tests.bad_records import click, free_port, history_lengths, last_words, run_worker
 from tests.kafka import admin_client, create_topic, send, unique_settings, wait_until
 from tests.releases import random_release
-from tests.worker_process import ROOT, running_worker
+from tests.worker_process import running_worker
 
 ITEMS = [f"item-{i}" for i in range(12)]
 AWAY_S = 10.0
-
-
-def run_worker(settings: Settings, *flags: str) -> tuple[int, list[str]]:
-    """The command itself, which ends; its exit code and the lines on stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "worker", *settings_flags(settings), *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stdout == ""
-    return done.returncode, done.stderr.splitlines()
 
 
 def test_without_a_broker_a_worker_ends_in_one_line(tmp_path: Path) -> None:

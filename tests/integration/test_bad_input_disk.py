@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.stop import ExitCode
+from pipeline.kafka_clients import read_partitions
 from pipeline.releases import announce
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings
-from pipeline.topics import create_topics
+from pipeline.topics import changelog_name, create_topics, existing_topics
 from pipeline.verify import verify
 from state.rocks import RocksStore
 from tests.bad_records import click, free_port, history_lengths, last_words, newest
-from tests.kafka import remove_traces, send, unique_settings, wait_until
+from tests.kafka import admin_client, remove_traces, send, unique_settings, wait_until
 from tests.releases import random_release
 from tests.worker_process import running_worker
 
@@ -154,6 +155,29 @@ def test_damaged_files_end_the_worker_until_they_are_removed(settings: Settings)
         wait_for_all(settings, 3)
         click_all(settings)
         wait_for_all(settings, 4)
+        assert worker.stop() == 0
+
+
+def test_a_changelog_that_lost_its_end_takes_nothing_back(settings: Settings) -> None:
+    """Local rows that are newer stay and are published again, also where it has older ones."""
+    topic = changelog_name(settings.worker.app_id)
+    older: dict[tuple[int, bytes | None], bytes | None] = {}
+    for record in read_partitions(settings.kafka, topic):
+        older.setdefault((record.partition, record.key), record.value)
+    with admin_client(settings.kafka.bootstrap_servers) as admin:
+        admin.delete_topics([topic])
+    wait_until(lambda: topic not in existing_topics(settings), "the end of the topic")
+    create_topics(settings)
+    send(
+        settings.kafka.bootstrap_servers,
+        topic,
+        [(partition, key, row) for (partition, key), row in older.items()],
+    )
+
+    with running_worker(settings) as worker:
+        worker.wait_until_ready()
+        click_all(settings)
+        wait_for_all(settings, 5)
         assert worker.stop() == 0
     report = verify(settings)
     assert report.holds, report.findings

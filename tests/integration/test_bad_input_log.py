@@ -6,6 +6,7 @@ then what happens when its log is cut while the worker is frozen, stopped, and a
 
 import asyncio
 import dataclasses
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from pipeline.releases import announce
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings
 from pipeline.topics import create_topics
 from pipeline.verify import verify
-from tests.bad_records import click, free_port, history_lengths, last_words
+from tests.bad_records import click, free_port, history_lengths, last_words, run_worker
 from tests.kafka import (
     admin_client,
     create_topic,
@@ -232,8 +233,13 @@ def test_a_source_made_anew_ends_the_worker(worker: WorkerProcess) -> None:
         admin.delete_topics([topic])
     create_topic(address, topic, partitions=3)
     send(address, topic, [(GAPS, b"k", click("user-1")), (GAPS, b"k", click("user-2"))])
-    worker.log_file.unlink()
+    code, (line,) = run_worker(settings)
+    assert code == 1
+    assert f"{settings.worker.data_dir}: its states are of topic {topic}" in line
+    assert "begin anew with another --worker.app-id" in line
 
+    shutil.rmtree(settings.worker.data_dir)  # the states are in the changelog still
+    worker.log_file.unlink()
     with running_worker(settings) as again:
         assert again.wait() == ExitCode.HOLE
     assert "but the topic ends at 2: it was made anew or cut" in last_words(again)
