@@ -14,7 +14,7 @@ import torch
 
 from models.release import Release, load_serving
 from pipeline.errors import DeadReason
-from pipeline.kafka_clients import end_offsets, read_partitions
+from pipeline.kafka_clients import Record, end_offsets, read_partitions
 from pipeline.releases import announce
 from pipeline.settings import FieldSettings, MetricsSettings, Settings
 from pipeline.topics import create_topics
@@ -36,7 +36,8 @@ from tests.kafka import remove_traces, send, unique_settings, wait_until
 from tests.releases import random_release
 from tests.worker_process import WorkerProcess, running_worker
 
-ITEMS = [*ODD_ITEMS, "plain-1", "plain-2", "plain-3"]
+LONG_ITEMS = [f"{i}" + "\x01" * 255 for i in range(6)]  # 1.5 KB each in JSON
+ITEMS = [*ODD_ITEMS, "plain-1", "plain-2", "plain-3", *LONG_ITEMS]
 LATER_ITEMS = [*ITEMS, "unheard-of"]
 # A list that stands for both a row of single steps and one scan may differ in the last bits.
 SCORE_TOLERANCE = 1e-4
@@ -269,6 +270,26 @@ def test_an_unknown_item_is_remembered_and_counts_with_the_next_release(world: W
     assert world.worker.metric("lrurec_stale_states_served_total") == 0
 
 
+def test_answers_larger_than_a_request_are_split(world: World) -> None:
+    """Long ids make megabytes of a micro-batch's answers; Kafka takes one or two at once."""
+    users = [f"one of many {i}" for i in range(1500)]
+    records = [(2, b"k", click(user, LONG_ITEMS[i % 6])) for i, user in enumerate(users)]
+    send(
+        world.settings.kafka.bootstrap_servers,
+        world.settings.topics.interactions,
+        [*records, *[(2, b"k", b"no event")] * 1500],
+    )
+
+    world.wait_for(dict.fromkeys(users, 1))
+    wait_until(
+        lambda: sum(r.value == b"no event" for r in all_letters(world)) == 1500, "their letters"
+    )
+
+
+def all_letters(world: World) -> list[Record]:
+    return [letter for letters in dead_letters(world.settings).values() for letter in letters]
+
+
 def test_all_of_it_can_be_read_again(world: World) -> None:
     """As trainer and `lrurec verify` read the topic: no record stops a reader."""
     settings = world.settings
@@ -285,5 +306,5 @@ def test_nothing_of_this_ended_the_worker(world: World) -> None:
     report = verify(world.settings)
     assert report.holds, report.findings
     assert report.offsets.pending == report.offsets.missing == 0
-    assert report.offsets.dead == len(BAD) + 4
+    assert report.offsets.dead == len(BAD) + 4 + 1500
     assert "Traceback" not in world.worker.log()
