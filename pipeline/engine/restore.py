@@ -216,6 +216,14 @@ class Restore(Service):
         # Kept: the same member in the very next generation; nobody else can have owned the
         # partition in between. Faust's own `newly_assigned` is a set difference, by which a
         # returning zombie looks unchanged.
+        if generation == self._generation and app.conf.consumer_group_instance_id:
+            end_process(
+                ExitCode.NAME_TAKEN,
+                "another worker runs under the name %s (kafka.group-instance-id) and takes the "
+                "partitions over: give each its own name, then start the worker again. Nothing is "
+                "lost.",
+                app.conf.consumer_group_instance_id,
+            )
         consecutive = self._generation is not None and generation == self._generation + 1
         kept = {number for number in sources if consecutive and stream.is_usable(number)}
         self._generation = generation

@@ -45,6 +45,8 @@ class ExitCode(enum.IntEnum):
     """Kafka did not answer or refused; nothing is lost, a later start goes on."""
     TOPICS = 80
     """The interactions topic is gone or has other partitions than when the worker started."""
+    NAME_TAKEN = 81
+    """Another worker runs under the same `kafka.group-instance-id`."""
 
 
 def end_by(error: BaseException, doing: str) -> NoReturn:

@@ -47,6 +47,29 @@ def test_another_partition_count_ends_a_worker_in_one_line(settings: Settings) -
     assert f"partitions: expected 2, as {name} has, got 3" in line
 
 
+def test_two_workers_of_one_name_do_not_fight_for_ever(settings: Settings) -> None:
+    """The one that is replaced learns of it and ends in one line."""
+    first = dataclasses.replace(
+        settings,
+        kafka=dataclasses.replace(settings.kafka, group_instance_id="twin"),
+        metrics=MetricsSettings(port=free_port()),
+    )
+    folder = settings.worker.data_dir.parent / "second" / "worker"
+    second = dataclasses.replace(
+        first,
+        worker=dataclasses.replace(settings.worker, data_dir=folder),
+        metrics=MetricsSettings(port=free_port()),
+    )
+    create_topics(first)
+
+    with running_worker(first) as one:
+        one.wait_until_ready()
+        with running_worker(second):
+            assert one.wait() == ExitCode.NAME_TAKEN
+
+    assert "another worker runs under the name twin" in last_words(one)
+
+
 @pytest.fixture
 def own_broker(tmp_path: Path) -> Iterator[Settings]:
     """A Kafka of this test alone, which it may end and start."""
