@@ -97,3 +97,5 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     for name in FOREIGN:
         least = logging.INFO if settings.level == "DEBUG" else logging.WARNING
         logging.getLogger(name).setLevel(max(least, logging.getLevelName(settings.level)))
+    # It warns whenever its thread had to wait for another: of no use to an operator.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
