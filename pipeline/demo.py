@@ -4,7 +4,6 @@ Everything is as in production: a real broker, the worker as a process of its ow
 announcement. What the demo starts, it stops, whatever ends it.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,40 +19,38 @@ from pipeline.demo_screen import Screen
 from pipeline.demo_summary import DemoReport
 from pipeline.demo_users import UserCards, UserFollower, UserHistories
 from pipeline.demo_view import LiveView, latency_text, number, percent, recall_text, user_line
+from pipeline.demo_worker import EVENTS, LOOK_PERIOD_S, DemoWorker
 from pipeline.errors import NotEnoughEvents
 from pipeline.log import configure_logging
-from pipeline.processes import ChildProcess
 from pipeline.replay import ReplayReport, replay
 from pipeline.sequences import ReadProgress
-from pipeline.settings import Settings, settings_flags
+from pipeline.settings import Settings
 from pipeline.training_job import TrainingReport, train_release
 from pipeline.verify import verify
 from pipeline.verify_report import VerifyReport
-from pipeline.worker_figures import (
-    DELAY,
-    Figures,
-    Reading,
-    Sampler,
-    figures_between,
-    is_ready,
-    take_reading,
-)
+from pipeline.worker_figures import Figures, Sampler, figures_between
 
 TRAINING_BUDGET_S = 150.0
 LIVE_RATES = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 LEAST_LIVE_S = 60.0
-LOOK_PERIOD_S = 0.25
-STOP_MARGIN_S = 5.0
+CAPACITY_SHARE = 0.5
 CONTINUED = " " * 10  # below the time in front of a plain line
-EVENTS = "lrurec_events_total"
-DELAY_COUNT = DELAY + "_count"
 
 T = TypeVar("T")
 
 
-def choose_rate(events: int) -> float:
-    """Return events per second at which so many take at least a minute, if they are enough."""
-    fitting = [rate for rate in LIVE_RATES if events / rate >= LEAST_LIVE_S]
+def choose_rate(events: int, capacity: float) -> float:
+    """Return events per second of the live part.
+
+    Args:
+        events: How many there are: they are to take a minute at least, if they are enough.
+        capacity: Events per second that the worker has managed: half of it is for the live part.
+    """
+    fitting = [
+        rate
+        for rate in LIVE_RATES
+        if events / rate >= LEAST_LIVE_S and rate <= capacity * CAPACITY_SHARE
+    ]
     return max(fitting, default=LIVE_RATES[0])
 
 
@@ -71,15 +68,13 @@ def run_demo(
         settings: What is not the demo's own affair: fields, model, sizes.
         screen: Where it is shown.
         data: What is replayed.
-        rate: Events per second of the live part; None: so that it takes a minute or more.
+        rate: Events per second of the live part; None: see `choose_rate`.
         folder: Of the demo alone; what an earlier one left there is removed.
 
     Raises:
         PipelineError: What went wrong; everything is stopped.
     """
     started_s = time.monotonic()
-    total, split = len(data.interactions), data.split
-    rate = rate or choose_rate(total - split)
     with own_folder(folder), ExitStack() as stack:
         _log_to(log_files(folder)[0], settings)
         own = demo_settings(settings, folder, time_budget_s=TRAINING_BUDGET_S)
@@ -89,8 +84,10 @@ def run_demo(
             demo.start_kafka(stack)
             history = demo.replay_history()
             training = demo.train()
-            worker, catch_up, reading = demo.start_worker(stack)
-            live_replay, live = demo.go_live(reading, rate)
+            worker, catch_up = demo.start_worker(stack)
+            left = len(data.interactions) - data.split
+            rate = rate or choose_rate(left, catch_up.rate)
+            live_replay, live = demo.go_live(worker, rate)
             exit_code, verified = demo.verify(worker)
     return DemoReport(
         data=data,
@@ -211,49 +208,28 @@ class _Demo:
             )
             return report
 
-    def start_worker(self, stack: ExitStack) -> tuple[ChildProcess, Figures, Reading]:
+    def start_worker(self, stack: ExitStack) -> tuple[DemoWorker, Figures]:
         """Start a worker, wait until it has answered everything; its figures until then."""
         with self._screen.step("worker", "starting") as step:
-            flags = settings_flags(self._settings, complete=True)
-            command = [sys.executable, "-m", "pipeline", "worker", *flags]
-            worker = stack.enter_context(_stopped_in_peace(ChildProcess(command, self._worker_log)))
-            self.guard.watch("worker", lambda: _why_ended(worker))
-            # From the last look at which it was not ready: a rate that errs on the low side.
-            began_s = time.monotonic()
-            while not is_ready(self._settings.metrics.port):
-                time.sleep(LOOK_PERIOD_S)
-                began_s = time.monotonic() - LOOK_PERIOD_S
-            first = Reading(at_s=began_s, series={})
-            step.note = "catching up with the topic"
+            started = DemoWorker(self._settings, self._worker_log)
+            worker = stack.enter_context(_stopped_in_peace(started))
+            self.guard.watch("worker", worker.why_ended)
+            first = worker.wait_until_ready()
             wanted = self._data.split
-            while (reading := self._read()).total(EVENTS) < wanted:
-                step.update(reading.total(EVENTS), wanted)
+            while (reading := worker.read()).total(EVENTS) < wanted:
+                so_far = figures_between(first, reading)
+                step.note = f"catching up, {number(so_far.rate)} events/s"
+                step.update(so_far.answered, wanted)
                 time.sleep(LOOK_PERIOD_S)
             figures = figures_between(first, reading)
             step.result = (
                 f"caught up: {number(figures.answered)} events at {number(figures.rate)} events/s"
             )
-            return worker, figures, self._read_at_rest()
+            return worker, figures
 
-    def _read(self) -> Reading:
-        while True:
-            reading = take_reading(self._settings.metrics.port)
-            if reading is not None:
-                return reading
-            time.sleep(LOOK_PERIOD_S)
-
-    def _read_at_rest(self) -> Reading:
-        """Wait until the last answers have left and are counted."""
-        before = self._read()
-        while True:
-            time.sleep(LOOK_PERIOD_S)
-            reading = self._read()
-            if reading.total(DELAY_COUNT) == before.total(DELAY_COUNT):
-                return reading
-            before = reading
-
-    def go_live(self, first: Reading, rate: float) -> tuple[ReplayReport, Figures]:
+    def go_live(self, worker: DemoWorker, rate: float) -> tuple[ReplayReport, Figures]:
         """Send the rest at a rate and show what comes of it."""
+        first = worker.read_at_rest()
         data, settings = self._data, self._settings
         port = settings.metrics.port
         split, total = data.split, len(data.interactions)
@@ -288,16 +264,16 @@ class _Demo:
                 rate=rate,
                 on_progress=lambda delivered: step.update(delivered, total - split),
             )
-            while self._read().total(EVENTS) < total:
+            while worker.read().total(EVENTS) < total:
                 time.sleep(LOOK_PERIOD_S)
-            figures = figures_between(first, self._read_at_rest())
+            figures = figures_between(first, worker.read_at_rest())
             step.result = (
                 f"{number(figures.answered)} events at {number(report.rate)} events/s: "
                 f"{latency_text(figures)}"
             )
             return report, figures
 
-    def verify(self, worker: ChildProcess) -> tuple[int, VerifyReport]:
+    def verify(self, worker: DemoWorker) -> tuple[int, VerifyReport]:
         """Stop the worker and hold every state and recommendation against the topic.
 
         Returns:
@@ -305,7 +281,7 @@ class _Demo:
         """
         with self._screen.step("verify", "stopping the worker") as step:
             self.guard.let_go("worker")
-            exit_code = worker.stop(self._settings.worker.stop_deadline_s + STOP_MARGIN_S)
+            exit_code = worker.stop()
 
             def on_stage(stage: str) -> None:
                 step.note = stage
@@ -317,12 +293,3 @@ class _Demo:
                 f"computed anew: {verdict}"
             )
             return exit_code, report
-
-
-def _why_ended(worker: ChildProcess) -> str | None:
-    code = worker.poll()
-    if code is None:
-        return None
-    last = worker.last_line()
-    said = f", which ends: {last}" if last else ""
-    return f"the worker has ended with exit code {code}; its log: {worker.log_file}{said}"
