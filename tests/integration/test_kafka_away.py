@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from pipeline import kafka_clients, replay
@@ -50,10 +51,12 @@ def interactions() -> Interactions:
 
 
 def kill(settings: Settings) -> None:
-    """End Kafka the hard way."""
+    """End Kafka the hard way; its port is free afterwards."""
     info = find(settings.broker)
     assert info is not None
+    process = psutil.Process(info.pid)
     os.kill(info.pid, signal.SIGKILL)
+    process.wait(10)
 
 
 def test_what_is_sent_across_a_kill_and_return_arrives_once_and_in_order(
