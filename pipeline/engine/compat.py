@@ -69,6 +69,35 @@ FAULTS = {
         "An exception in the body of take() acknowledges the batch and everything behind it.",
         "stream.StreamService: nothing escapes; an unexpected error ends the process.",
     ),
+    "silent-reset": Fault(
+        "aiokafka's fetcher answers a position outside of the log by beginning anew at the log's "
+        "start.",
+        "transport.ConsumerThread.require_readable, at every assignment and wherever chunks do "
+        "not follow each other.",
+    ),
+    "markers-uncommitted": Fault(
+        "Control records and aborted ones are never delivered, so their offsets are not committed; "
+        "deleted, they look like records that nobody read.",
+        "chunks.take_chunks makes a chunk of them too.",
+    ),
+    "header-names": Fault(
+        "aiokafka reads no batch with a header name that is no UTF-8.",
+        "pipeline.header_names reads it.",
+    ),
+    "neither-key-nor-value": Fault(
+        "AIOKafkaProducer.send refuses a record with neither key nor value.",
+        "partitions.send_dead_letters builds its batches itself.",
+    ),
+    "one-name-twice": Fault(
+        "aiokafka sends no instance id with heartbeats and commits: two members of one name "
+        "replace each other for ever.",
+        "restore.Restore ends a worker that is given its own generation again.",
+    ),
+    "crash-commits": Fault(
+        "A part of Faust that crashes takes the app down over a stop that acknowledges and "
+        "commits, and pages of log.",
+        "app.EngineApp._crash ends the process.",
+    ),
     "second-of-sleep": Fault(
         "The consumer sleeps a second when no partition is active, the table manager one at start.",
         "transport.Consumer._wait_next_records, restore.TableManager.on_start.",
