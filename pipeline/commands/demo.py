@@ -84,7 +84,7 @@ def _hints(release: Path, item_ids: Sequence[str]) -> list[tuple[str, str]]:
         ),
         (
             f"{lrurec} broker start && {lrurec} topics create && {lrurec} worker",
-            "a worker to send events to; for a Kafka of your own: --kafka.bootstrap-servers",
+            "a worker to send events to (a Kafka of your own: --kafka.bootstrap-servers)",
         ),
     ]
 
