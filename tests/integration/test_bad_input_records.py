@@ -105,6 +105,15 @@ def world(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
     remove_traces(settings)
 
 
+def test_empty_topics_are_waited_on(world: World) -> None:
+    """A worker on nothing is ready, lags behind nothing and says nothing."""
+    assert end_offsets(world.settings.kafka, world.settings.topics.interactions) == dict.fromkeys(
+        range(4), 0
+    )
+    assert world.worker.metric("lrurec_partitions_owned") == 4
+    assert recommendations(world.settings) == {}
+
+
 def test_records_that_are_no_events_become_dead_letters(world: World) -> None:
     """Every one keeps key, value and headers, says why it is dead, and loses no neighbour."""
     applied = world.worker.metric('lrurec_events_total{result="applied"}')
