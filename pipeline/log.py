@@ -46,7 +46,7 @@ class RepeatFilter(logging.Filter):
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO pipeline.app: message`, with a traceback below if any."""
+    """`2026-01-31T12:00:00.000Z INFO pipeline.log: message`, with a traceback below if any."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -17,10 +17,10 @@ import msgspec
 from aiokafka.errors import KafkaTimeoutError
 from aiokafka.partitioner import murmur2
 
+from pipeline.cluster.clients import aiokafka_options, end_offsets, kafka_errors
 from pipeline.data_files import Interaction, Interactions
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import MIN_AUTO_MS
-from pipeline.kafka_clients import aiokafka_options, end_offsets, kafka_errors
 from pipeline.settings import FieldSettings, Settings
 
 BATCH_BYTES = 131_072

@@ -12,12 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.catalogue import CatalogueItem
+from pipeline.cluster.clients import Record, follow_topic, read_partitions
 from pipeline.data_files import read_titles
 from pipeline.errors import TopicMismatch
-from pipeline.kafka_clients import Record, follow_topic, read_partitions
 from pipeline.settings import Settings
-from pipeline.wire import Recommendation
+from pipeline.worker.catalogue import CatalogueItem
+from pipeline.worker.wire import Recommendation
 
 _log = logging.getLogger(__name__)
 

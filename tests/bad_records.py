@@ -15,10 +15,10 @@ import msgspec
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.util import calc_crc32c
 
+from pipeline.cluster.clients import Record, read_partitions
 from pipeline.errors import DeadReason
-from pipeline.kafka_clients import Record, read_partitions
 from pipeline.settings import Settings, settings_flags
-from pipeline.wire import Recommendation
+from pipeline.worker.wire import Recommendation
 from tests.worker_process import ROOT, WorkerProcess
 
 NOW_MS = 1_700_000_000_000

@@ -27,7 +27,7 @@ def kafka() -> Iterator[str]:
     if given:
         yield given
         return
-    from pipeline.broker import running_broker
+    from pipeline.cluster.broker import running_broker
 
     with tempfile.TemporaryDirectory(prefix="lrurec-kafka-") as folder:
         settings = BrokerSettings(data_dir=Path(folder), port=0)

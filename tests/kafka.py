@@ -11,7 +11,7 @@ from pathlib import Path
 import aiokafka
 from kafka import KafkaAdminClient
 
-from pipeline.kafka_clients import end_offsets
+from pipeline.cluster.clients import end_offsets
 from pipeline.settings import (
     BrokerSettings,
     KafkaSettings,

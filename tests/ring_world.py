@@ -6,8 +6,8 @@ import random
 import msgspec
 
 from models.config import TrainingConfig
+from pipeline.cluster.topics import create_topics
 from pipeline.settings import ModelSettings, Settings
-from pipeline.topics import create_topics
 from tests.kafka import send
 
 N_ITEMS = 40

@@ -12,16 +12,16 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from models.release import Release
-from pipeline.catalogue import Catalogue
+from pipeline.cluster.topics import changelog_name
 from pipeline.engine.chunks import Chunk
 from pipeline.metrics import Metrics
-from pipeline.recommend import RecommendationProcessor
-from pipeline.releases import Announcement
-from pipeline.served_model import ModelHolder, prepare
 from pipeline.settings import Settings
-from pipeline.topics import changelog_name
-from pipeline.verify import verify
-from pipeline.verify_report import VerifyReport
+from pipeline.verification.report import VerifyReport
+from pipeline.verification.verify import verify
+from pipeline.worker.catalogue import Catalogue
+from pipeline.worker.recommend import RecommendationProcessor
+from pipeline.worker.releases import Announcement
+from pipeline.worker.served_model import ModelHolder, prepare
 from state.memory import MemoryStore
 from state.row import layout_of
 from tests.releases import random_release

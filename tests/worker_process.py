@@ -87,10 +87,10 @@ def running_worker(settings: Settings, *, die_at: str = "none:0") -> Iterator[Wo
 def main() -> None:
     from prometheus_client import REGISTRY
 
-    from pipeline.app import create_worker
     from pipeline.commands.worker import Command
     from pipeline.log import configure_logging
     from pipeline.settings import parse_command
+    from pipeline.worker.app import create_worker
 
     stage, _, times = sys.argv[1].partition(":")
     left = int(times)

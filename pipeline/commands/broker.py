@@ -25,7 +25,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Do it; 0, or 1 for the status of a broker that does not run."""
-    from pipeline import broker  # a Kafka client: only for those who run
+    from pipeline.cluster import broker  # a Kafka client: only for those who run
 
     settings = command.settings.broker
     if command.action == "stop":

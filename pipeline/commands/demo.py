@@ -48,9 +48,9 @@ def run(command: Command) -> int:
     """Run it; 0 if every promise held, else 1."""
     from rich.console import Console  # here and below: only for those who run
 
-    from pipeline.demo_data import read_demo_data
-    from pipeline.demo_guard import unwound_by_hang_up
-    from pipeline.demo_screen import Screen
+    from pipeline.demo.data import read_demo_data
+    from pipeline.demo.guard import unwound_by_hang_up
+    from pipeline.demo.screen import Screen
 
     write_json_report(command.json, {"holds": False, "finished": False})  # now, not at the end
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -59,7 +59,8 @@ def run(command: Command) -> int:
     with unwound_by_hang_up(), _told_if_interrupted():
         with screen.step("data", "reading") as step:
             data = read_demo_data(command.data, command.items)
-            from pipeline import demo, demo_summary  # torch, seconds: under the spinner
+            from pipeline.demo import run as demo  # torch, seconds: under the spinner
+            from pipeline.demo import summary
 
             step.result = data.describe()
         report = demo.run_demo(command.settings, screen, data, rate=command.rate, folder=FOLDER)
@@ -67,7 +68,7 @@ def run(command: Command) -> int:
         release = report.training.release
         hints = _hints(release.path, release.vocabulary.item_ids)
         logs = demo.log_files(FOLDER)
-        demo_summary.print_summary(report, screen.console, logs=logs, hints=hints)
+        summary.print_summary(report, screen.console, logs=logs, hints=hints)
         return 0 if report.holds else 1
 
 

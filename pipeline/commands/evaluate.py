@@ -39,8 +39,8 @@ def run(command: Command) -> int:
     from rich.console import Console  # here and below: only for those who run
 
     from models.release import read_release
-    from pipeline.file_evaluation import evaluate_file
-    from pipeline.training_view import metrics_table, training_bar
+    from pipeline.training.file_evaluation import evaluate_file
+    from pipeline.training.view import metrics_table, training_bar
 
     started = time.monotonic()
     release = None if command.release is None else read_release(command.release)

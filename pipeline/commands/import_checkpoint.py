@@ -42,7 +42,7 @@ def run(command: Command) -> int:
     from models.release import write_release
     from models.vocabulary import Vocabulary
     from pipeline.data_files import read_item_ids
-    from pipeline.training_folder import release_versions
+    from pipeline.training.folder import release_versions
 
     recommender = import_authors_checkpoint(
         command.pth, max_length=command.settings.model.max_length

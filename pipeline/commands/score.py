@@ -47,7 +47,7 @@ def run(command: Command) -> int:
     from rich.table import Table
 
     from models.release import read_release
-    from pipeline.offline_score import score_history
+    from pipeline.training.offline_score import score_history
 
     release, recommend = read_release(command.release), command.settings.recommend
     ring = recommend.ring or release.config.max_length

@@ -25,7 +25,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Do it; 0, or 1 where `check` finds what keeps a worker from running."""
-    from pipeline import topics  # a Kafka client: only for those who run
+    from pipeline.cluster import topics  # a Kafka client: only for those who run
 
     settings = command.settings
     created = topics.create_topics(settings) if command.action == "create" else []

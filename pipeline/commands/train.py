@@ -35,8 +35,8 @@ def run(command: Command) -> int:
     """Train; 0, or 1 for a release that was refused."""
     from rich.console import Console  # here and below: only for those who run
 
-    from pipeline.training_job import train_release
-    from pipeline.training_view import metrics_table, training_bar
+    from pipeline.training.job import train_release
+    from pipeline.training.view import metrics_table, training_bar
 
     try:
         with training_bar() as progress:

@@ -31,7 +31,7 @@ class Command:
 def run(command: Command) -> int:
     """Train until SIGTERM or SIGINT; 0."""
     from pipeline.metrics import TrainerMetrics, serve  # here and below: only for those who run
-    from pipeline.trainer import StopRequest, Trainer, TrainerStopped
+    from pipeline.training.trainer import StopRequest, Trainer, TrainerStopped
 
     settings = command.settings
     trainer = Trainer(settings, TrainerMetrics(REGISTRY), stop := StopRequest())

@@ -34,8 +34,8 @@ def run(command: Command) -> int:
     """Verify and print; 0 only if everything holds."""
     from rich.console import Console  # here and below: only for those who run
 
-    from pipeline.verify import verify
-    from pipeline.verify_view import print_report
+    from pipeline.verification.verify import verify
+    from pipeline.verification.view import print_report
 
     with Console(stderr=True).status("") as status:
         report = verify(command.settings, sample=command.sample, on_stage=status.update)

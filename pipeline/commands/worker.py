@@ -16,7 +16,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Run a worker in this process; ends by SystemExit with Faust's exit code."""
-    from pipeline.app import create_worker  # torch and Faust: only for those who run
+    from pipeline.worker.app import create_worker  # torch and Faust: only for those who run
 
     create_worker(command.settings, REGISTRY).run()
     return 0

@@ -82,7 +82,7 @@ FAULTS = {
     ),
     "header-names": Fault(
         "aiokafka reads no batch with a header name that is no UTF-8.",
-        "pipeline.header_names reads it.",
+        "pipeline.cluster.header_names reads it.",
     ),
     "neither-key-nor-value": Fault(
         "AIOKafkaProducer.send refuses a record with neither key nor value.",

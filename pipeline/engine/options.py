@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Options of the engine; `pipeline.app` fills them from the settings.
+    """Options of the engine; `pipeline.worker.app` fills them from the settings.
 
     Attributes:
         kafka: Keyword arguments for every aiokafka client of the engine (servers, security).

@@ -18,9 +18,9 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from pipeline.cluster.header_names import tolerate_bad_names
 from pipeline.engine.chunks import Chunk, fetch_chunks
 from pipeline.engine.stop import ExitCode, end_by, end_process
-from pipeline.header_names import tolerate_bad_names
 
 SCHEME = "lrurec"
 

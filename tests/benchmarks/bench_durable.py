@@ -21,11 +21,11 @@ from pathlib import Path
 
 import aiokafka
 
-from pipeline.broker import running_broker
+from pipeline.cluster.broker import running_broker
+from pipeline.cluster.topics import create_topics
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult, Snapshot
 from pipeline.settings import BrokerSettings, Settings
-from pipeline.topics import create_topics
 from tests.benchmarks.bench_intake import PARTITIONS, TOPIC, settings_for
 from tests.benchmarks.report import machine, spread, write_json
 
@@ -93,9 +93,9 @@ class CountingProcessor:
 def run(settings: Settings, events: int) -> None:
     import uvloop
 
-    from pipeline.app import StreamWorker, engine_options
+    from pipeline.cluster.topics import TABLE_NAME
     from pipeline.engine.app import create_engine_app
-    from pipeline.topics import TABLE_NAME
+    from pipeline.worker.app import StreamWorker, engine_options
     from state.rocks import RocksStore
 
     loop = uvloop.new_event_loop()

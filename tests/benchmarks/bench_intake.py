@@ -20,11 +20,11 @@ from pathlib import Path
 
 import aiokafka
 
-from pipeline.broker import running_broker
+from pipeline.cluster.broker import running_broker
+from pipeline.cluster.topics import create_topics
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult, Snapshot
 from pipeline.settings import BrokerSettings, KafkaSettings, Settings, TopicSettings, WorkerSettings
-from pipeline.topics import create_topics
 from tests.benchmarks.report import machine, spread, write_json
 
 PARTITIONS = 4
@@ -103,9 +103,9 @@ class IdleProcessor:
 def run_chunks(settings: Settings, events: int) -> None:
     import uvloop
 
-    from pipeline.app import StreamWorker, engine_options
+    from pipeline.cluster.topics import TABLE_NAME
     from pipeline.engine.app import create_engine_app
-    from pipeline.topics import TABLE_NAME
+    from pipeline.worker.app import StreamWorker, engine_options
     from state.memory import MemoryStore
 
     loop = uvloop.new_event_loop()

@@ -29,10 +29,10 @@ from urllib.request import urlopen
 import aiokafka
 from kafka.partitioner.default import murmur2
 
-from pipeline.broker import running_broker
-from pipeline.releases import announce
+from pipeline.cluster.broker import running_broker
+from pipeline.cluster.topics import create_topics
 from pipeline.settings import BrokerSettings, MetricsSettings
-from pipeline.topics import create_topics
+from pipeline.worker.releases import announce
 from tests.benchmarks.bench_intake import PARTITIONS, settings_for
 from tests.benchmarks.report import machine, spread, write_json
 from tests.releases import random_release

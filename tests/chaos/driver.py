@@ -24,13 +24,13 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.broker import running_broker
+from pipeline.cluster.broker import running_broker
+from pipeline.cluster.topics import create_topics
 from pipeline.engine.stop import ExitCode
-from pipeline.releases import announce
 from pipeline.settings import BrokerSettings, MetricsSettings, Settings
-from pipeline.topics import create_topics
-from pipeline.verify import verify
-from pipeline.verify_report import VerifyReport
+from pipeline.verification.report import VerifyReport
+from pipeline.verification.verify import verify
+from pipeline.worker.releases import announce
 from tests.kafka import committed_lag, free_port, send, unique_settings, wait_until
 from tests.releases import random_release
 from tests.worker_process import WorkerProcess

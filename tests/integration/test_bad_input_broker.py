@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import broker
+from pipeline.cluster import broker
+from pipeline.cluster.topics import create_topics
 from pipeline.engine.stop import ExitCode
-from pipeline.releases import announce
 from pipeline.settings import MetricsSettings, Settings
-from pipeline.topics import create_topics
-from pipeline.verify import verify
+from pipeline.verification.verify import verify
+from pipeline.worker.releases import announce
 from tests.bad_records import click, free_port, history_lengths, last_words, run_worker
 from tests.kafka import admin_client, create_topic, send, unique_settings, wait_until
 from tests.releases import random_release

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.topics import changelog_name, create_topics, existing_topics
 from pipeline.engine.stop import ExitCode
-from pipeline.kafka_clients import read_partitions
-from pipeline.releases import announce
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings
-from pipeline.topics import changelog_name, create_topics, existing_topics
-from pipeline.verify import verify
+from pipeline.verification.verify import verify
+from pipeline.worker.releases import announce
 from state.rocks import RocksStore
 from tests.bad_records import click, free_port, history_lengths, last_words, newest
 from tests.kafka import admin_client, remove_traces, send, unique_settings, wait_until

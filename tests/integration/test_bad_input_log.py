@@ -18,12 +18,12 @@ import pytest
 from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
+from pipeline.cluster.clients import end_offsets, read_partitions
+from pipeline.cluster.topics import create_topics
 from pipeline.engine.stop import ExitCode
-from pipeline.kafka_clients import end_offsets, read_partitions
-from pipeline.releases import announce
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings
-from pipeline.topics import create_topics
-from pipeline.verify import verify
+from pipeline.verification.verify import verify
+from pipeline.worker.releases import announce
 from tests.bad_records import click, free_port, history_lengths, last_words, run_worker
 from tests.kafka import (
     admin_client,

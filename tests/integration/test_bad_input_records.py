@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from models.release import Release, load_serving
+from pipeline.cluster.clients import Record, end_offsets, read_partitions
+from pipeline.cluster.topics import create_topics
 from pipeline.errors import DeadReason
-from pipeline.kafka_clients import Record, end_offsets, read_partitions
-from pipeline.releases import announce
 from pipeline.settings import FieldSettings, MetricsSettings, Settings
-from pipeline.topics import create_topics
-from pipeline.verify import verify
+from pipeline.verification.verify import verify
+from pipeline.worker.releases import announce
 from tests.bad_records import (
     BAD,
     ODD_ITEMS,

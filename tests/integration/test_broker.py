@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.broker import find, free_port, running_broker, start, status, stop
+from pipeline.cluster.broker import find, free_port, running_broker, start, status, stop
+from pipeline.cluster.clients import read_partitions
 from pipeline.errors import BrokerUnavailable, PortTaken
-from pipeline.kafka_clients import read_partitions
 from pipeline.settings import BrokerSettings, KafkaSettings
 from tests.kafka import admin_client, create_topic, send, wait_until
 
@@ -149,7 +149,8 @@ def kafkas_in(data_dir: Path) -> list[int]:
 def test_a_broker_ends_with_its_dead_owner(settings: BrokerSettings) -> None:
     """A test run or a demo that is killed leaves no Kafka behind."""
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.broker import running_broker; "
+        "import sys, time; from pathlib import Path\n"
+        "from pipeline.cluster.broker import running_broker\n"
         "from pipeline.settings import BrokerSettings\n"
         "with running_broker(BrokerSettings(data_dir=Path(sys.argv[1]), port=int(sys.argv[2]))) "
         "as info: print(info.pid, flush=True); time.sleep(600)"

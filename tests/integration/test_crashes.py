@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline.broker import running_broker
-from pipeline.releases import announce
+from pipeline.cluster.broker import running_broker
+from pipeline.cluster.topics import create_topics
 from pipeline.settings import MetricsSettings, Settings
-from pipeline.topics import create_topics
-from pipeline.verify import verify
+from pipeline.verification.verify import verify
+from pipeline.worker.releases import announce
 from tests.kafka import committed_lag, free_port, send, unique_settings, wait_until
 from tests.releases import random_release
 from tests.worker_process import WorkerProcess, running_worker

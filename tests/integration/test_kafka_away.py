@@ -12,14 +12,15 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline import kafka_clients, replay
-from pipeline.broker import find, free_port, start, stop
+from pipeline import replay
+from pipeline.cluster import clients as kafka_clients
+from pipeline.cluster.broker import find, free_port, start, stop
+from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.topics import create_topics
 from pipeline.data_files import Interactions
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import EventDecoder
-from pipeline.kafka_clients import read_partitions
 from pipeline.settings import BrokerSettings, KafkaSettings, Settings
-from pipeline.topics import create_topics
 from tests.kafka import send
 
 N_EVENTS = 20_000

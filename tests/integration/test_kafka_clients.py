@@ -11,8 +11,7 @@ import aiokafka
 import pytest
 from kafka import TopicPartition
 
-from pipeline.errors import BrokerUnavailable, TopicMismatch
-from pipeline.kafka_clients import (
+from pipeline.cluster.clients import (
     aiokafka_options,
     end_offsets,
     faust_credentials,
@@ -20,6 +19,7 @@ from pipeline.kafka_clients import (
     kafka_python_options,
     read_partitions,
 )
+from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.settings import Settings
 from tests.kafka import admin_client, create_topic, send, send_transactions
 

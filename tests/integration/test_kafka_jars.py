@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from jgo.config import GlobalSettings
 
-from pipeline import kafka_jars
+from pipeline.cluster import jars as kafka_jars
+from pipeline.cluster.jars import fetch_jars, locked_jars, read_lock
 from pipeline.errors import BrokerUnavailable
-from pipeline.kafka_jars import fetch_jars, locked_jars, read_lock
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.processes import ChildProcess
+from pipeline.demo.processes import ChildProcess
 from tests.kafka import wait_until
 
 POLITE = """
@@ -31,7 +31,7 @@ time.sleep(600)
 OWNER = """
 import sys, time
 from pathlib import Path
-from pipeline.processes import ChildProcess
+from pipeline.demo.processes import ChildProcess
 child = ChildProcess([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]))
 time.sleep(600)
 """

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from kafka.partitioner.default import murmur2
 
+from pipeline.cluster.clients import Record, end_offsets, read_partitions
+from pipeline.cluster.topics import create_topics
 from pipeline.data_files import read_interactions
 from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.events import EventDecoder
-from pipeline.kafka_clients import Record, end_offsets, read_partitions
 from pipeline.replay import replay
 from pipeline.settings import Settings, settings_flags
-from pipeline.topics import create_topics
 
 N_EVENTS = 3000
 

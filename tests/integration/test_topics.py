@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.errors import BrokerUnavailable, TopicMismatch
-from pipeline.settings import Settings
-from pipeline.topics import (
+from pipeline.cluster.topics import (
     all_topics,
     changelog_name,
     check_topics,
     create_topics,
     require_topics,
 )
+from pipeline.errors import BrokerUnavailable, TopicMismatch
+from pipeline.settings import Settings
 from tests.kafka import admin_client, create_topic
 
 

@@ -15,12 +15,12 @@ from models.config import TrainingConfig
 from models.release import read_release
 from pipeline.__main__ import main
 from pipeline.errors import BrokerUnavailable, NotEnoughEvents
-from pipeline.releases import Announcement, announce, open_announced, read_announcements
-from pipeline.sequences import plan_ranges, read_sequences
-from pipeline.served_model import ServedModel, prepare
 from pipeline.settings import Settings, settings_flags
-from pipeline.training_folder import TrainingFolder, release_versions
-from pipeline.training_job import train_release
+from pipeline.training.folder import TrainingFolder, release_versions
+from pipeline.training.job import train_release
+from pipeline.training.sequences import plan_ranges, read_sequences
+from pipeline.worker.releases import Announcement, announce, open_announced, read_announcements
+from pipeline.worker.served_model import ServedModel, prepare
 from tests.kafka import send, wait_until
 from tests.releases import random_release
 from tests.ring_world import (

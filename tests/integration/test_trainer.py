@@ -18,12 +18,12 @@ from urllib.request import urlopen
 import pytest
 
 from models.manifest import Manifest
-from pipeline import broker
+from pipeline.cluster import broker
 from pipeline.errors import BrokerUnavailable
-from pipeline.releases import read_announcements
 from pipeline.settings import MetricsSettings, Settings, TrainerSettings, settings_flags
-from pipeline.training_folder import TrainingFolder, manifests, release_versions
-from pipeline.training_job import T, train_release
+from pipeline.training.folder import TrainingFolder, manifests, release_versions
+from pipeline.training.job import T, train_release
+from pipeline.worker.releases import read_announcements
 from tests.kafka import unique_settings, wait_until
 from tests.ring_world import QUICK, ring_settings, send_events, send_walks
 

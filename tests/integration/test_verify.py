@@ -15,14 +15,14 @@ from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.__main__ import main
-from pipeline.releases import announce
+from pipeline.cluster.topics import create_topics
 from pipeline.settings import (
     MetricsSettings,
     RecommendSettings,
     Settings,
     settings_flags,
 )
-from pipeline.topics import create_topics
+from pipeline.worker.releases import announce
 from tests.kafka import (
     admin_client,
     committed_lag,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.cluster.topics import create_topics
 from pipeline.settings import Settings, settings_flags
-from pipeline.topics import create_topics
 from pipeline.watch import follow_recommendations, load_titles, show
 from tests.kafka import send
 

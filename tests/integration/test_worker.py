@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from pipeline.kafka_clients import Record, read_partitions
-from pipeline.releases import announce
+from pipeline.cluster.clients import Record, read_partitions
+from pipeline.cluster.topics import create_topics
 from pipeline.settings import MetricsSettings, Settings
-from pipeline.topics import create_topics
-from pipeline.wire import Recommendation
+from pipeline.worker.releases import announce
+from pipeline.worker.wire import Recommendation
 from tests.kafka import free_port, send, wait_until
 from tests.releases import random_release
 from tests.worker_process import WorkerProcess, running_worker

@@ -17,7 +17,7 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import header_names
+from pipeline.cluster import header_names
 from pipeline.engine.chunks import Chunk, take_chunks
 
 TP = TopicPartition("clicks", 3)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.histories import Histories, repeats_recent
+from pipeline.worker.histories import Histories, repeats_recent
 
 ITEMS = st.integers(1, 6)
 USERS = st.lists(

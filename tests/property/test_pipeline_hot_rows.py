@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pipeline.hot_rows import HotRows, SnapshotToken
+from pipeline.worker.hot_rows import HotRows, SnapshotToken
 from state.memory import MemoryStore
 from state.row import RowLayout
 

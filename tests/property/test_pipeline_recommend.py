@@ -17,14 +17,14 @@ from models.config import ModelConfig
 from models.recommender import Recommender
 from models.release import write_release
 from models.vocabulary import Vocabulary, item_hash
-from pipeline.catalogue import Catalogue
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult
 from pipeline.metrics import Metrics
-from pipeline.recommend import RecommendationProcessor
-from pipeline.served_model import ModelHolder, ServedModel, prepare
 from pipeline.settings import RecommendSettings, Settings, WorkerSettings
-from pipeline.wire import Recommendation
+from pipeline.worker.catalogue import Catalogue
+from pipeline.worker.recommend import RecommendationProcessor
+from pipeline.worker.served_model import ModelHolder, ServedModel, prepare
+from pipeline.worker.wire import Recommendation
 from state.memory import MemoryStore
 from state.row import ring_items
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sequences import hold_out_last_items, repeated_events
+from pipeline.training.sequences import hold_out_last_items, repeated_events
 from state.row import EVENT_IDS
 
 

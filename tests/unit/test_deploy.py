@@ -56,7 +56,7 @@ def test_ports_are_published_on_loopback_alone(compose: dict[str, Any]) -> None:
 
 def test_images_are_pinned(compose: dict[str, Any]) -> None:
     """Every image names a version, Kafka's is the one that the tests run on."""
-    from pipeline.kafka_jars import locked_jars
+    from pipeline.cluster.jars import locked_jars
 
     images = {name: service["image"] for name, service in compose["services"].items()}
     images |= dict(re.findall(r"FROM ((\S+:\S+))", (DEPLOY / "Dockerfile").read_text()))

@@ -141,7 +141,7 @@ def test_every_alert_stands_with_its_severity() -> None:
 
 def test_every_topic_stands_with_how_it_is_kept() -> None:
     """Names, cleanup and retention are those that `lrurec topics create` uses."""
-    topics = importlib.import_module("pipeline.topics").all_topics(Settings())
+    topics = importlib.import_module("pipeline.cluster.topics").all_topics(Settings())
     table = {names(row[0])[0]: row for row in rows(read("docs/topics.md")) if len(row) == 6}
 
     assert table.keys() == {topic.name for topic in topics}
@@ -200,9 +200,9 @@ def test_the_size_of_a_row_is_the_layout_s() -> None:
 def wire_types() -> list[type]:
     """What the examples of docs/topics.md are, in their order."""
     return [
-        importlib.import_module("pipeline.wire").Recommendation,
-        importlib.import_module("pipeline.catalogue").CatalogueItem,
-        importlib.import_module("pipeline.releases").Announcement,
+        importlib.import_module("pipeline.worker.wire").Recommendation,
+        importlib.import_module("pipeline.worker.catalogue").CatalogueItem,
+        importlib.import_module("pipeline.worker.releases").Announcement,
     ]
 
 

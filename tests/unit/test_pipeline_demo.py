@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from models.config import TrainingConfig
-from pipeline.demo import LIVE_RATES, choose_rate
-from pipeline.demo_kafka import demo_settings
+from pipeline.demo.kafka import demo_settings
+from pipeline.demo.run import LIVE_RATES, choose_rate
 from pipeline.settings import Settings
 
 

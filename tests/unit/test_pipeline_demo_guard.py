@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.demo_guard import Guard, own_folder, remove_earlier_run, require_space
+from pipeline.demo.guard import Guard, own_folder, remove_earlier_run, require_space
 from pipeline.errors import BrokerUnavailable, DemoFailed
 
 

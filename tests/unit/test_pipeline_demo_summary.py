@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from pipeline.data_files import Interactions
-from pipeline.demo_data import DemoData
-from pipeline.demo_summary import DemoReport, print_summary
+from pipeline.demo.data import DemoData
+from pipeline.demo.figures import Figures, figures_between, parse_reading
+from pipeline.demo.summary import DemoReport, print_summary
 from pipeline.replay import ReplayReport
-from pipeline.training_job import TrainingReport
-from pipeline.verify_report import Finding, Kind, OffsetCounts, OutputCounts, VerifyReport
-from pipeline.worker_figures import Figures, figures_between, parse_reading
+from pipeline.training.job import TrainingReport
+from pipeline.verification.report import Finding, Kind, OffsetCounts, OutputCounts, VerifyReport
 from tests.releases import random_release
 
 ITEMS = [f"item-{n}" for n in range(12)]

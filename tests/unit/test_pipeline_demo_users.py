@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 
 from pipeline.data_files import Interactions
-from pipeline.demo_users import PLACES, VIEW_S, UserCards, UserHistories
-from pipeline.wire import EventPosition, Recommendation, RecommendedItem
+from pipeline.demo.users import PLACES, VIEW_S, UserCards, UserHistories
+from pipeline.worker.wire import EventPosition, Recommendation, RecommendedItem
 
 ITEMS = [f"i{n}" for n in range(30)]
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import pytest
 from rich.console import Console
 
-from pipeline.demo_screen import Screen
-from pipeline.demo_users import UserCard
-from pipeline.demo_view import LiveView, latency_text, milliseconds, user_line
-from pipeline.worker_figures import Figures
+from pipeline.demo.figures import Figures
+from pipeline.demo.screen import Screen
+from pipeline.demo.users import UserCard
+from pipeline.demo.view import LiveView, latency_text, milliseconds, user_line
 
 RECALL: Mapping[str, float | None] = {"model": 0.281, "popularity": 0.024, "repeat_last": 0.041}
 CARD = UserCard(

@@ -52,7 +52,7 @@ def test_a_flood_from_a_foreign_place_is_held_back_and_counted() -> None:
 
 def test_our_own_lines_are_never_held_back() -> None:
     """What we log we log on purpose."""
-    assert flood([0.0], "pipeline.app", 50, RepeatFilter(lambda: 0.0)) == [0] * 50
+    assert flood([0.0], "pipeline.worker.app", 50, RepeatFilter(lambda: 0.0)) == [0] * 50
 
 
 def test_lines_for_people_have_time_level_and_place() -> None:
@@ -60,17 +60,17 @@ def test_lines_for_people_have_time_level_and_place() -> None:
     stream = io.StringIO()
     configure_logging(LogSettings(), stream)
 
-    logging.getLogger("pipeline.app").info("partitions %s", [1, 2])
-    logging.getLogger("pipeline.app").debug("too much")
+    logging.getLogger("pipeline.worker.app").info("partitions %s", [1, 2])
+    logging.getLogger("pipeline.worker.app").debug("too much")
     try:
         sys.exit("trouble")
     except SystemExit:
-        logging.getLogger("pipeline.app").exception("failed")
+        logging.getLogger("pipeline.worker.app").exception("failed")
 
     first, second, *traceback = stream.getvalue().splitlines()
     assert first[10] == "T"
-    assert first[23:] == "Z INFO pipeline.app: partitions [1, 2]"
-    assert second.endswith(" ERROR pipeline.app: failed")
+    assert first[23:] == "Z INFO pipeline.worker.app: partitions [1, 2]"
+    assert second.endswith(" ERROR pipeline.worker.app: failed")
     assert traceback[-1] == "SystemExit: trouble"
 
 
@@ -79,18 +79,18 @@ def test_json_lines_hold_the_same() -> None:
     stream = io.StringIO()
     configure_logging(LogSettings(format="json"), stream)
 
-    logging.getLogger("pipeline.app").warning('a "b"\n%d', 3)
+    logging.getLogger("pipeline.worker.app").warning('a "b"\n%d', 3)
     try:
         sys.exit("trouble")
     except SystemExit:
-        logging.getLogger("pipeline.app").exception("failed")
+        logging.getLogger("pipeline.worker.app").exception("failed")
     for _ in range(REPEATS + 1):
         logging.getLogger("faust.app").warning("again")
 
     first, second, *rest = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert {name: first[name] for name in ("level", "logger", "message")} == {
         "level": "WARNING",
-        "logger": "pipeline.app",
+        "logger": "pipeline.worker.app",
         "message": 'a "b"\n3',
     }
     assert first["time"].endswith("Z")
@@ -111,7 +111,7 @@ def test_clients_of_kafka_are_quieter_than_we(level: str, heard: list[str]) -> N
     stream = io.StringIO()
     configure_logging(LogSettings(level=level), stream)  # type: ignore[arg-type]
 
-    for name, whose in (("pipeline.app", "ours"), ("aiokafka.consumer", "theirs")):
+    for name, whose in (("pipeline.worker.app", "ours"), ("aiokafka.consumer", "theirs")):
         for line_level in ("DEBUG", "INFO", "WARNING"):
             line = f"{whose} {line_level}"
             logging.getLogger(name).log(logging.getLevelName(line_level), line)
@@ -125,7 +125,7 @@ def test_configuring_twice_writes_once() -> None:
     configure_logging(LogSettings(), first)
     configure_logging(LogSettings(), second)
 
-    logging.getLogger("pipeline.app").warning("hello")
+    logging.getLogger("pipeline.worker.app").warning("hello")
 
     assert first.getvalue() == ""
     assert second.getvalue().count("hello") == 1

@@ -13,7 +13,7 @@ from models.vocabulary import Vocabulary
 from pipeline.__main__ import main
 from pipeline.data_files import read_item_ids
 from pipeline.errors import DataFileInvalid
-from pipeline.offline_score import score_history
+from pipeline.training.offline_score import score_history
 from tests import authors_model
 from tests.releases import random_release
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models.release import load_recommender
-from pipeline import rescan
-from pipeline.rescan import Rescan, Stretch
+from pipeline.verification import rescan
+from pipeline.verification.rescan import Rescan, Stretch
 from tests.releases import random_release
 
 N_ITEMS = 30

@@ -11,10 +11,10 @@ from models.evaluation import Holdout, evaluate
 from models.release import load_recommender
 from models.vocabulary import Vocabulary
 from pipeline.errors import SettingsInvalid, TrainingLocked
-from pipeline.release_gate import evaluate_release, why_refused
 from pipeline.settings import TrainerSettings
-from pipeline.trainer import LastTraining, is_due
-from pipeline.training_folder import TrainingFolder, TrainingPlan, manifests, release_versions
+from pipeline.training.folder import TrainingFolder, TrainingPlan, manifests, release_versions
+from pipeline.training.gate import evaluate_release, why_refused
+from pipeline.training.trainer import LastTraining, is_due
 from tests.releases import random_release
 
 PLAN = TrainingPlan(topic="clicks", ranges={0: (3, 7), 1: (0, 0)})

@@ -10,7 +10,7 @@ import pytest
 
 from models.release import Release
 from pipeline.settings import FieldSettings, RecommendSettings, Settings
-from pipeline.verify_report import Kind, VerifyReport
+from pipeline.verification.report import Kind, VerifyReport
 from tests.verify_world import RING, K, StreamWorld, small_release
 
 SETTINGS = Settings(

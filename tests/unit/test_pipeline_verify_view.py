@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from pipeline.verify_report import Finding, Kind, OffsetCounts, OutputCounts, VerifyReport
-from pipeline.verify_view import print_report
+from pipeline.verification.report import Finding, Kind, OffsetCounts, OutputCounts, VerifyReport
+from pipeline.verification.view import print_report
 
 TRUE = VerifyReport(
     users=4339,

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from pipeline.metrics import Metrics
-from pipeline.worker_figures import (
+from pipeline.demo.figures import (
     DELAY,
     METHODS,
     Reading,
@@ -16,6 +15,7 @@ from pipeline.worker_figures import (
     quantile,
     take_reading,
 )
+from pipeline.metrics import Metrics
 
 
 class Page:

@@ -1,0 +1,1 @@
+"""Kafka itself: the local broker, its jars, topics, what clients need."""

@@ -1,0 +1,402 @@
+"""What `KafkaSettings` mean to each client library, and plain reading of topics.
+
+Three libraries speak to Kafka here: kafka-python for administration, aiokafka for records (it
+decodes them in C and has every compression), Faust for the stream. Their errors stop at this
+module: what an operator can act on leaves as `BrokerUnavailable` or `TopicMismatch`.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import aiokafka
+import aiokafka.errors
+from kafka import IsolationLevel, KafkaAdminClient, OffsetSpec, TopicPartition
+from kafka.errors import KafkaError
+
+from pipeline.cluster.header_names import tolerate_bad_names
+from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
+from pipeline.settings import KafkaSettings
+
+_log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+READ_WAIT_MS = 200
+# Longest that a reader waits for a record that must be there: a broker's restart fits in.
+STALL_DEADLINE_S = 60.0
+
+
+class Record(Protocol):
+    """A record as read from a topic; `timestamp` is in ms, headers are (name, value) pairs."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Password(str):
+    """A password that does not show in logs: client libraries log their whole configuration."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def kafka_python_options(kafka: KafkaSettings) -> dict[str, Any]:
+    """Return the options that every kafka-python client (admin, producer, consumer) understands.
+
+    Raises:
+        SettingsInvalid: A file of certificates or the password cannot be read.
+    """
+    options = aiokafka_options(kafka)
+    return {**options, "bootstrap_timeout_ms": round(kafka.connect_timeout_s * 1000)}
+
+
+def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
+    """Return the options that aiokafka's producer and consumer both understand.
+
+    Raises:
+        SettingsInvalid: A file of certificates or the password cannot be read.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": bootstrap_servers(kafka),
+        "security_protocol": kafka.security_protocol,
+    }
+    if kafka.security_protocol in ("SSL", "SASL_SSL"):
+        options["ssl_context"] = _ssl_context(kafka)
+    if kafka.security_protocol.startswith("SASL"):
+        options["sasl_mechanism"] = kafka.sasl_mechanism
+        options["sasl_plain_username"] = kafka.username
+        options["sasl_plain_password"] = _password(kafka)
+    return options
+
+
+def faust_credentials(kafka: KafkaSettings) -> Any:
+    """Return Faust's `broker_credentials`: None where the connection is not secured.
+
+    Raises:
+        SettingsInvalid: A file of certificates or the password cannot be read.
+    """
+    from faust.auth import SASLCredentials, SSLCredentials  # here: half a second that few need
+
+    context = _ssl_context(kafka) if kafka.security_protocol in ("SSL", "SASL_SSL") else None
+    if kafka.security_protocol.startswith("SASL"):
+        return SASLCredentials(
+            username=kafka.username,
+            password=_password(kafka),
+            ssl_context=context,
+            mechanism=kafka.sasl_mechanism,
+        )
+    return None if context is None else SSLCredentials(context)
+
+
+def bootstrap_servers(kafka: KafkaSettings) -> list[str]:
+    """Return the brokers to ask first, each `host:port`."""
+    return [server.strip() for server in kafka.bootstrap_servers.split(",")]
+
+
+def _password(kafka: KafkaSettings) -> Password:
+    assert kafka.password_file is not None  # KafkaSettings checks that SASL comes with one
+    try:
+        text = kafka.password_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as exc:
+        msg = f"kafka.password_file must be a readable text file, got {kafka.password_file}: {exc}"
+        raise SettingsInvalid(msg) from exc
+    return Password(text.removesuffix("\n").removesuffix("\r"))
+
+
+def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=kafka.ssl_ca_file)
+        if kafka.ssl_cert_file is not None:
+            context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file)
+    except OSError as exc:  # ssl.SSLError is one
+        files = (kafka.ssl_ca_file, kafka.ssl_cert_file, kafka.ssl_key_file)
+        msg = (
+            f"kafka.ssl_*_file must be readable PEM files, got {', '.join(map(str, files))}: {exc}"
+        )
+        raise SettingsInvalid(msg) from exc
+    return context
+
+
+def wait_for_kafka(kafka: KafkaSettings) -> None:
+    """Wait until one of the brokers takes a connection.
+
+    Raises:
+        BrokerUnavailable: None did within `connect_timeout_s`.
+    """
+    deadline = time.monotonic() + kafka.connect_timeout_s
+    while True:
+        problems = []
+        for server in bootstrap_servers(kafka):
+            host, port = server.rsplit(":", 1)
+            try:
+                socket.create_connection((host, int(port)), kafka.connect_timeout_s).close()
+            except OSError as exc:
+                problems.append(f"{server}: {exc}")
+            else:
+                return
+        if time.monotonic() > deadline:
+            msg = (
+                f"no Kafka within {kafka.connect_timeout_s:g} s ({'; '.join(problems)}): "
+                "check --kafka.bootstrap-servers, or start the local one: lrurec broker start"
+            )
+            raise BrokerUnavailable(msg)
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    """Connect for administration; any error of Kafka inside leaves as `BrokerUnavailable`."""
+    wait_for_kafka(kafka)
+    try:
+        admin = KafkaAdminClient(**kafka_python_options(kafka))
+        try:
+            yield admin
+        finally:
+            admin.close()
+    except KafkaError as exc:
+        msg = f"Kafka at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
+        raise BrokerUnavailable(msg) from exc
+
+
+def first_offsets(kafka: KafkaSettings, topic: str) -> dict[int, int]:
+    """Return each partition's first offset that still exists.
+
+    Raises:
+        BrokerUnavailable: No answer.
+        TopicMismatch: There is no such topic.
+    """
+    with kafka_admin(kafka) as admin:
+        return _offsets(admin, kafka, topic, OffsetSpec.EARLIEST, committed=False)
+
+
+def end_offsets(kafka: KafkaSettings, topic: str, *, committed: bool = False) -> dict[int, int]:
+    """Return each partition's end: the offset that the next record will have.
+
+    Args:
+        kafka: The cluster.
+        topic: Name of the topic.
+        committed: Whether to stop at the first transaction that is still open.
+
+    Raises:
+        BrokerUnavailable: No answer.
+        TopicMismatch: There is no such topic.
+    """
+    with kafka_admin(kafka) as admin:
+        return _offsets(admin, kafka, topic, OffsetSpec.LATEST, committed=committed)
+
+
+def offsets_since(kafka: KafkaSettings, topic: str, timestamp_ms: int) -> dict[int, int]:
+    """Return each partition's first offset whose record has this timestamp or a later one.
+
+    That is the partition's end where no record has.
+
+    Raises:
+        BrokerUnavailable: No answer.
+        TopicMismatch: There is no such topic.
+    """
+    with kafka_admin(kafka) as admin:
+        found = _offsets(admin, kafka, topic, timestamp_ms, committed=False)
+        ends = _offsets(admin, kafka, topic, OffsetSpec.LATEST, committed=False)
+    return {p: offset if offset >= 0 else ends[p] for p, offset in found.items()}
+
+
+def _offsets(
+    admin: KafkaAdminClient,
+    kafka: KafkaSettings,
+    topic: str,
+    spec: OffsetSpec | int,
+    *,
+    committed: bool,
+) -> dict[int, int]:
+    partitions = [p for t in admin.describe_topics([topic]) for p in t["partitions"]]
+    if not partitions:
+        msg = (
+            f"topic {topic}: expected at {kafka.bootstrap_servers}, not found there; "
+            "make it: lrurec topics create"
+        )
+        raise TopicMismatch(msg)
+    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+    found = admin.list_partition_offsets(
+        {TopicPartition(topic, p["partition_index"]): spec for p in partitions},
+        isolation_level=level,
+    )
+    return {tp.partition: at.offset for tp, at in sorted(found.items())}
+
+
+def read_partitions(
+    kafka: KafkaSettings,
+    topic: str,
+    start: Mapping[int, int] | None = None,
+    end: Mapping[int, int] | None = None,
+    *,
+    committed: bool = True,
+) -> Iterator[Record]:
+    """Read a topic to where it ends now, in order within each partition, partitions mixed.
+
+    The ends are taken before the first record is read; what comes in later is not read. Belongs to
+    no consumer group and commits nothing. Not for use in a coroutine: it runs its own event loop.
+
+    Args:
+        kafka: The cluster.
+        topic: Name of the topic.
+        start: Offset to start from, by partition; from the first record that still exists where a
+            partition is not named, or where retention has removed the one that is.
+        end: Offset to stop before, by partition; where a partition ends now if it is not named.
+        committed: Whether to leave out records of transactions that were aborted or are still open.
+
+    Raises:
+        BrokerUnavailable: No answer, or none for `STALL_DEADLINE_S` while records are missing.
+        TopicMismatch: There is no such topic.
+    """
+    with kafka_admin(kafka) as admin:
+        first = _offsets(admin, kafka, topic, OffsetSpec.EARLIEST, committed=False)
+        ends = _offsets(admin, kafka, topic, OffsetSpec.LATEST, committed=committed)
+    positions = {p: max(offset, (start or {}).get(p, offset)) for p, offset in first.items()}
+    stops = {p: min(offset, (end or {}).get(p, offset)) for p, offset in ends.items()}
+    missing = {
+        aiokafka.TopicPartition(topic, p): stop for p, stop in stops.items() if positions[p] < stop
+    }
+    if not missing:
+        return
+    with asyncio.Runner() as runner, kafka_errors(f"reading {topic}", kafka):
+        reader = runner.run(_start_reader(kafka, list(missing), positions, committed=committed))
+        try:
+            while missing:
+                for records in runner.run(_next_records(reader, kafka, missing)):
+                    yield from records
+        finally:
+            runner.run(_stop_reader(reader))
+
+
+def follow_topic(
+    kafka: KafkaSettings,
+    topic: str,
+    *,
+    from_start: bool = False,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
+    """Follow a topic without end, from its end as it is at this call or from its first record.
+
+    Belongs to no consumer group. A Kafka that goes away is waited for. Not for use in a coroutine.
+
+    Args:
+        kafka: The cluster.
+        topic: Name of the topic.
+        from_start: Whether to begin with what is in the topic already.
+        is_over: Asked several times a second, also while nothing comes; true ends it.
+
+    Raises:
+        BrokerUnavailable: No answer at the start.
+        TopicMismatch: There is no such topic.
+    """
+    positions = first_offsets(kafka, topic) if from_start else end_offsets(kafka, topic)
+    return _follow(kafka, topic, positions, is_over)
+
+
+def _follow(
+    kafka: KafkaSettings, topic: str, positions: Mapping[int, int], is_over: Callable[[], bool]
+) -> Iterator[Record]:
+    partitions = [aiokafka.TopicPartition(topic, partition) for partition in positions]
+    with asyncio.Runner() as runner, kafka_errors(f"following {topic}", kafka):
+        reader = runner.run(_start_reader(kafka, partitions, positions, committed=False))
+        try:
+            while not is_over():
+                for records in runner.run(reader.getmany(timeout_ms=READ_WAIT_MS)).values():
+                    yield from records
+        finally:
+            runner.run(_stop_reader(reader))
+
+
+@contextmanager
+def kafka_errors(doing: str, kafka: KafkaSettings) -> Iterator[None]:
+    """Let any error of aiokafka inside leave as `BrokerUnavailable`, with what was being done."""
+    try:
+        yield
+    except aiokafka.errors.KafkaError as exc:
+        msg = f"{doing} at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
+        raise BrokerUnavailable(msg) from exc
+
+
+async def _start_reader(
+    kafka: KafkaSettings,
+    partitions: Sequence[aiokafka.TopicPartition],
+    positions: Mapping[int, int],
+    *,
+    committed: bool,
+) -> aiokafka.AIOKafkaConsumer:
+    tolerate_bad_names()
+    reader = aiokafka.AIOKafkaConsumer(
+        **aiokafka_options(kafka),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",  # retention may overtake a reader
+        isolation_level="read_committed" if committed else "read_uncommitted",
+    )
+    try:
+        await reader.start()
+        reader.assign(partitions)
+        for tp in partitions:
+            reader.seek(tp, positions[tp.partition])
+    except BaseException:
+        await reader.stop()
+        raise
+    return reader
+
+
+async def _stop_reader(reader: aiokafka.AIOKafkaConsumer) -> None:
+    try:
+        await reader.stop()
+    except asyncio.CancelledError:
+        # With Kafka away, aiokafka 0.14 stops half-way: cancelling its fetch between two tries lets
+        # the cancellation out.
+        await reader._client.close()
+
+
+async def _next_records(
+    reader: aiokafka.AIOKafkaConsumer,
+    kafka: KafkaSettings,
+    missing: dict[aiokafka.TopicPartition, int],
+) -> list[list[Record]]:
+    """Return the next records of each partition; take partitions that are read out of `missing`.
+
+    Positions decide, not records: a partition may end in markers of transactions or in offsets
+    whose records compaction removed.
+    """
+    deadline = time.monotonic() + STALL_DEADLINE_S
+    while True:
+        fetched = await reader.getmany(timeout_ms=READ_WAIT_MS)
+        chunks = [
+            [record for record in records if record.offset < missing[tp]]
+            if records[-1].offset >= missing[tp]
+            else records
+            for tp, records in fetched.items()
+            if tp in missing
+        ]
+        positions = {tp: await reader.position(tp) for tp in missing}
+        for tp, position in positions.items():
+            if position >= missing[tp]:
+                del missing[tp]
+                reader.pause(tp)
+        if chunks or not missing:
+            return chunks
+        if time.monotonic() > deadline:
+            where = ", ".join(
+                f"{tp.topic}[{tp.partition}] at {positions[tp]} of {end}"
+                for tp, end in missing.items()
+            )
+            msg = (
+                f"reading from {kafka.bootstrap_servers}: nothing came for {STALL_DEADLINE_S:g} s "
+                f"though records are there ({where})"
+            )
+            raise BrokerUnavailable(msg)

@@ -1,0 +1,328 @@
+"""Every topic, one row each: name, what it carries, partitions, cleanup and retention.
+
+The interactions topic may be the user's own and exist already. Then its partition count rules, and
+every topic that is keyed by user takes the same count: state, changelog and recommendation of a
+user live on the partition number that the user's events arrive on. What exists is never altered.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import NoError, TopicAlreadyExistsError
+
+from pipeline.cluster.clients import kafka_admin
+from pipeline.errors import TopicMismatch
+from pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+TABLE_NAME = "users"
+"""Name of the worker's table; its changelog is `{app_id}-users-changelog`, as Faust spells it."""
+
+DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+FOREVER = "-1"
+# A record that just fitted the interactions topic grows by headers, and by what its batch-mates
+# did for its compression.
+DEAD_LETTER_BYTES = 16 * 1024 * 1024
+CHANGELOG_CONFIG = {
+    "cleanup.policy": "compact",
+    # Rows are overwritten all the time: segments close soon, so that compaction has work to do, but
+    # not on what a restore that is under way may still have to read.
+    "segment.bytes": str(64 * 1024 * 1024),
+    "segment.ms": str(HOUR_MS),
+    "min.compaction.lag.ms": str(HOUR_MS),
+    # A worker that was away for less than this long still learns which users were deleted.
+    "delete.retention.ms": str(30 * DAY_MS),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic as it should be.
+
+    Attributes:
+        name: Its name in Kafka.
+        what: What a record of it is.
+        partitions: How many it gets.
+        config: Kafka's settings of the topic.
+        keyed_by_user: Whether its partitions must be as many as the interactions have.
+    """
+
+    name: str
+    what: str
+    partitions: int
+    config: Mapping[str, str] = field(default_factory=dict)
+    keyed_by_user: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One fact about a topic that is not as expected; `fatal` ones keep a worker from starting."""
+
+    topic: str
+    fact: str
+    expected: str
+    got: str
+    fatal: bool
+    remedy: str
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic}: {self.fact}: expected {self.expected}, got {self.got}; "
+            f"{self.remedy}"
+        )
+
+
+def changelog_name(app_id: str) -> str:
+    """Return the name of the changelog topic of the worker's table."""
+    return f"{app_id}-{TABLE_NAME}-changelog"
+
+
+def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic, ...]:
+    """Return every topic of these settings.
+
+    Args:
+        settings: Names, counts and the application id.
+        partitions: Partitions of the topics keyed by user; None: as the settings say.
+    """
+    names = settings.topics
+    count = partitions or names.partitions
+    return (
+        Topic(
+            name=names.interactions,
+            what="one click of a user on an item, key: user id",
+            partitions=count,
+            # The trainer learns from all of it.
+            config={"cleanup.policy": "delete", "retention.ms": FOREVER},
+        ),
+        Topic(
+            name=names.recommendations,
+            what="the newest recommendations of a user, key: user id",
+            partitions=count,
+            config={"cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS)},
+        ),
+        Topic(
+            name=names.dead_letters,
+            what="a record that could not be used, with the reason",
+            partitions=count,
+            config={
+                "cleanup.policy": "delete",
+                "retention.ms": str(30 * DAY_MS),
+                "max.message.bytes": str(DEAD_LETTER_BYTES),
+            },
+        ),
+        Topic(
+            name=names.models,
+            what="a release to serve from now on",
+            partitions=1,
+            keyed_by_user=False,
+            config={"cleanup.policy": "compact"},
+        ),
+        Topic(
+            name=names.items,
+            what="title and availability of an item, key: item id",
+            partitions=1,
+            keyed_by_user=False,
+            config={"cleanup.policy": "compact"},
+        ),
+        Topic(
+            name=names.users,
+            what="a command about a user, key: user id",
+            partitions=count,
+            config={"cleanup.policy": "compact"},
+        ),
+        Topic(
+            name=changelog_name(settings.worker.app_id),
+            what="the state row of a user, key: user id",
+            partitions=count,
+            config=CHANGELOG_CONFIG,
+        ),
+    )
+
+
+def create_topics(settings: Settings) -> list[str]:
+    """Create the topics that do not exist; what exists stays as it is.
+
+    Returns:
+        Names of the created topics.
+
+    Raises:
+        BrokerUnavailable: No answer from Kafka, or it refused.
+        TopicMismatch: A topic that existed already cannot be used as it is.
+    """
+    with kafka_admin(settings.kafka) as admin:
+        existing = _partition_counts(admin, all_topics(settings))
+        topics = _wanted(settings, existing)
+        wanted = {
+            topic.name: {
+                "num_partitions": topic.partitions,
+                "replication_factor": settings.topics.replication_factor,
+                "configs": dict(topic.config),
+            }
+            for topic in topics
+            if topic.name not in existing
+        }
+        if wanted:
+            for made in admin.create_topics(wanted, raise_errors=False)["topics"]:
+                # One that another program made meanwhile is judged below.
+                if made["error_code"] not in (NoError.errno, TopicAlreadyExistsError.errno):
+                    msg = (
+                        f"topic {made['name']}: cannot be created at "
+                        f"{settings.kafka.bootstrap_servers}: {made['error_message']}"
+                    )
+                    raise TopicMismatch(msg)
+            admin.wait_for_topics(list(wanted))
+        _raise_fatal(_differences(admin, settings))
+    return list(wanted)
+
+
+def existing_topics(settings: Settings) -> dict[str, int]:
+    """Return the topics of these settings that exist, with their partition counts.
+
+    Raises:
+        BrokerUnavailable: No answer from Kafka.
+    """
+    with kafka_admin(settings.kafka) as admin:
+        return _partition_counts(admin, all_topics(settings))
+
+
+def check_topics(settings: Settings) -> list[Difference]:
+    """Compare every topic with what it should be, the gravest differences first.
+
+    Raises:
+        BrokerUnavailable: No answer from Kafka.
+    """
+    with kafka_admin(settings.kafka) as admin:
+        return _differences(admin, settings)
+
+
+def require_topics(settings: Settings) -> int:
+    """Make sure that a worker can run on the topics as they are; log what is merely odd.
+
+    Returns:
+        Partitions of the topics keyed by user.
+
+    Raises:
+        BrokerUnavailable: No answer from Kafka.
+        TopicMismatch: A topic is missing or unfit; the message has topic, expected, got and remedy.
+    """
+    with kafka_admin(settings.kafka) as admin:
+        differences = _differences(admin, settings)
+        _raise_fatal(differences)
+        for difference in differences:
+            _log.warning("%s", difference)
+        return _partition_counts(admin, all_topics(settings))[settings.topics.interactions]
+
+
+def _raise_fatal(differences: list[Difference]) -> None:
+    fatal = [difference for difference in differences if difference.fatal]
+    if fatal:
+        more = f" (and {len(fatal) - 1} more: lrurec topics check)" if len(fatal) > 1 else ""
+        msg = f"{fatal[0]}{more}"
+        raise TopicMismatch(msg)
+
+
+def _wanted(settings: Settings, existing: Mapping[str, int]) -> tuple[Topic, ...]:
+    return all_topics(settings, existing.get(settings.topics.interactions))
+
+
+def _partition_counts(admin: KafkaAdminClient, topics: tuple[Topic, ...]) -> dict[str, int]:
+    """Return the partition count of each topic that exists."""
+    described = admin.describe_topics([topic.name for topic in topics])
+    counts = {topic["name"]: len(topic["partitions"]) for topic in described}
+    return {topic.name: counts[topic.name] for topic in topics if counts.get(topic.name)}
+
+
+def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference]:
+    existing = _partition_counts(admin, all_topics(settings))
+    topics = _wanted(settings, existing)
+    configs = _configs(admin, [topic.name for topic in topics if topic.name in existing])
+    found: list[Difference] = []
+    for topic in topics:
+        if topic.name not in existing:
+            found.append(
+                Difference(
+                    topic=topic.name,
+                    fact="existence",
+                    expected=f"{topic.partitions} partitions ({topic.what})",
+                    got="no such topic",
+                    fatal=True,
+                    remedy="make it: lrurec topics create",
+                )
+            )
+            continue
+        if existing[topic.name] != topic.partitions:
+            found.append(_count_difference(topic, existing[topic.name], settings))
+        found += _config_differences(topic, configs[topic.name], settings)
+    return sorted(found, key=lambda difference: not difference.fatal)
+
+
+def _count_difference(topic: Topic, got: int, settings: Settings) -> Difference:
+    reason = f", as {settings.topics.interactions} has" if topic.keyed_by_user else ""
+    return Difference(
+        topic=topic.name,
+        fact="partitions",
+        expected=f"{topic.partitions}{reason}",
+        got=str(got),
+        fatal=True,
+        remedy=(
+            f"delete it (kafka-topics.sh --bootstrap-server {settings.kafka.bootstrap_servers} "
+            f"--delete --topic {topic.name}), then: lrurec topics create"
+        ),
+    )
+
+
+def _config_differences(
+    topic: Topic, got: Mapping[str, str], settings: Settings
+) -> list[Difference]:
+    found = []
+    for key in ("cleanup.policy", "retention.ms", "max.message.bytes"):
+        if key not in topic.config or _parts(got[key]) == _parts(topic.config[key]):
+            continue
+        if key == "max.message.bytes" and int(got[key]) > int(topic.config[key]):
+            continue  # the more the better
+        found.append(
+            Difference(
+                topic=topic.name,
+                fact=key,
+                expected=topic.config[key],
+                got=got[key],
+                fatal=key == "cleanup.policy" and _is_lossy(topic.config[key], got[key]),
+                remedy=(
+                    f"kafka-configs.sh --bootstrap-server {settings.kafka.bootstrap_servers} "
+                    f"--alter --entity-type topics --entity-name {topic.name} "
+                    f"--add-config '{key}=[{topic.config[key]}]'"
+                ),
+            )
+        )
+    return found
+
+
+def _is_lossy(expected: str, got: str) -> bool:
+    """Whether a cleanup policy loses what the topic is for.
+
+    Compaction would swallow clicks and dead letters, deletion by age states and releases.
+    Recommendations may go either way.
+    """
+    lossy = {"delete": "compact", "compact": "delete"}.get(expected)
+    return lossy is not None and lossy in _parts(got)
+
+
+def _parts(value: str) -> set[str]:
+    return set(value.replace(" ", "").split(","))
+
+
+def _configs(admin: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    described = admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, name) for name in names], config_filter="all"
+    )["topic"]
+    return {
+        name: {key: str(entry["value"]) for key, entry in entries.items()}
+        for name, entries in described.items()
+    }

@@ -1,0 +1,1 @@
+"""`lrurec demo`: the whole loop, shown and verified."""

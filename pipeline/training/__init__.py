@@ -1,0 +1,1 @@
+"""From the topic to a release: sequences, training, the gate, the trainer."""

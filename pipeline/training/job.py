@@ -1,0 +1,295 @@
+"""One training on the interactions topic, from its records to an announced release.
+
+Every user's items are one sequence (`pipeline.training.sequences`). The last item of up to
+`trainer.validation_users` users is held out: it chooses the best weights, and the release is judged
+by it, beside popularity and the release that serves (`pipeline.training.gate`). What is measured is
+what will be served: items of the window are out of the ranking exactly where workers leave seen
+items out (`recommend.exclude_seen`).
+
+A release that is refused stays in its folder, unannounced. An interrupted training can be resumed
+from its last validation; it then reads the same offsets again.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from models.errors import ReleaseError
+from models.popularity import evaluate_popularity, item_counts
+from models.release import Release, write_release
+from models.training import TrainingProgress, TrainResult, train
+from models.training_checkpoint import ResumeMismatch
+from pipeline.errors import NotEnoughEvents
+from pipeline.settings import Settings
+from pipeline.training.folder import TrainingFolder, TrainingPlan, release_versions
+from pipeline.training.gate import evaluate_release, serving_release, why_refused
+from pipeline.training.sequences import (
+    MIN_SPLIT_ITEMS,
+    LastItemSplit,
+    ReadProgress,
+    TopicSequences,
+    hold_out_last_items,
+    plan_ranges,
+    read_sequences,
+)
+from pipeline.worker.releases import announce, read_announcements
+from pipeline.worker.served_model import choose_device
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Progress = Callable[[ReadProgress | TrainingProgress], None]
+
+
+class AskBroker(Protocol):
+    """Does something that needs Kafka: once, or as often as it takes."""
+
+    def __call__(self, action: Callable[[], T], /) -> T:
+        """Return what the action returns."""
+
+
+def ask_once(action: Callable[[], T]) -> T:
+    """Do it; a Kafka that does not answer ends the training."""
+    return action()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReport:
+    """What came of a training.
+
+    Attributes:
+        release: The new release, in its folder.
+        refused: Why it may not serve; None where it may.
+        announced: Whether it was announced to the workers.
+        metrics: Of `model`, `popularity` and, where a release serves, `serving`: those of
+            `models.evaluation.ranking_metrics` on the held-out items.
+        serving_version: Version of the release that served meanwhile; None without one.
+        data: The events, their counts and the offsets that were read; whatever JSON can hold.
+        epochs: Passes over the training data.
+        best_epoch: The pass that the weights are of.
+        stopped_by: What ended the training: epochs, patience or time.
+        training_s: Seconds of training and validation.
+        seconds: Seconds of everything.
+    """
+
+    release: Release
+    refused: str | None
+    announced: bool
+    metrics: Mapping[str, Mapping[str, float]]
+    serving_version: int | None
+    data: Mapping[str, Any]
+    epochs: float
+    best_epoch: int
+    stopped_by: str
+    training_s: float
+    seconds: float
+
+
+def train_release(
+    settings: Settings,
+    progress: Progress = lambda _: None,
+    *,
+    announcing: bool = True,
+    force: bool = False,
+    resume: bool = False,
+    ask_broker: AskBroker = ask_once,
+) -> TrainingReport:
+    """Read, train, judge, write and announce.
+
+    Args:
+        settings: All settings.
+        progress: Called while reading and after every step; an exception from it ends the training.
+        announcing: Whether a release that may serve is announced.
+        force: Announce also one that is refused.
+        resume: Go on where an interrupted training left off, if there is one.
+        ask_broker: Everything that needs Kafka goes through it.
+
+    Raises:
+        NotEnoughEvents: The topic holds too little to train on.
+        TrainingLocked: Another training runs in the same folder of releases.
+        BrokerUnavailable: No answer from Kafka.
+        TopicMismatch: A topic is missing.
+        models.errors.ModelError: The training diverged, an interrupted one cannot be resumed with
+            these settings, or the release cannot be written.
+    """
+    folder = TrainingFolder(settings.trainer.releases_dir)
+    with folder.locked():
+        started_s, started = time.time(), time.monotonic()
+        announcements = ask_broker(lambda: [one for _, one in read_announcements(settings)])
+        plan = _plan(settings, folder, started_s, resume=resume, ask_broker=ask_broker)
+        try:
+            read = ask_broker(lambda: read_sequences(settings, plan.ranges, progress))
+            split = hold_out_last_items(
+                read.sequences, read.user_hashes, settings.trainer.validation_users
+            )
+            _require_enough(read, split, settings.topics.interactions)
+        except NotEnoughEvents:
+            folder.clear()
+            raise
+        result = _train(settings, read, split, folder, progress)
+        serving = serving_release(announcements)
+        metrics = _compare(settings, read, split, result, serving)
+        refused = why_refused(
+            metrics["model"],
+            metrics["popularity"],
+            metrics.get("serving"),
+            max_drop=settings.trainer.max_recall_drop,
+        )
+        announced = announcing and (force or refused is None)
+        data = _describe_data(settings, read, split)
+        serving_version = None if serving is None else serving.version
+        versions = [one.version for one in announcements]
+        versions += release_versions(settings.trainer.releases_dir)
+        release = write_release(
+            settings.trainer.releases_dir,
+            version=max(versions, default=0) + 1,
+            recommender=result.recommender,
+            vocabulary=read.vocabulary,
+            metrics={"validation": metrics, "serving_version": serving_version},
+            training={
+                "started_s": started_s,
+                "refused": refused,
+                "to_announce": announced,
+                "data": data,
+                "settings": asdict(settings.training),
+                "epochs": result.epochs,
+                "best_epoch": result.best_epoch,
+                "stopped_by": result.stopped_by,
+                "seconds": result.seconds,
+                "history": [asdict(validation) for validation in result.history],
+            },
+        )
+        folder.clear()
+        if announced:
+            ask_broker(lambda: announce(settings, release))
+        return TrainingReport(
+            release=release,
+            refused=refused,
+            announced=announced,
+            metrics=metrics,
+            serving_version=serving_version,
+            data=data,
+            epochs=result.epochs,
+            best_epoch=result.best_epoch,
+            stopped_by=result.stopped_by,
+            training_s=result.seconds,
+            seconds=time.monotonic() - started,
+        )
+
+
+def _plan(
+    settings: Settings,
+    folder: TrainingFolder,
+    now_s: float,
+    *,
+    resume: bool,
+    ask_broker: AskBroker,
+) -> TrainingPlan:
+    """Return which offsets to read: those of an interrupted training, or all that count now."""
+    topic = settings.topics.interactions
+    plan = folder.read_plan(topic) if resume else None
+    if plan is not None:
+        _log.info("going on with the training that was interrupted")
+        return plan
+    ranges = ask_broker(lambda: plan_ranges(settings, now_s))
+    plan = TrainingPlan(topic=topic, ranges=ranges)
+    folder.begin(plan)
+    return plan
+
+
+def _require_enough(read: TopicSequences, split: LastItemSplit, topic: str) -> None:
+    """Refuse what a model cannot be trained on or judged by.
+
+    Raises:
+        NotEnoughEvents: There are not two items, or no user has an item to hold out.
+    """
+    if read.vocabulary.n_items < 2:
+        only = read.vocabulary.item_ids[0]
+        msg = f"{topic}: expected at least 2 different items, got one ({only!r})"
+        raise NotEnoughEvents(msg)
+    if not split.validation.histories:
+        longest = max(map(len, read.sequences))
+        msg = (
+            f"{topic}: expected a user with at least {MIN_SPLIT_ITEMS} events, got "
+            f"{len(read.sequences)} users with at most {longest}"
+        )
+        raise NotEnoughEvents(msg)
+
+
+def _train(
+    settings: Settings,
+    read: TopicSequences,
+    split: LastItemSplit,
+    folder: TrainingFolder,
+    progress: Progress,
+) -> TrainResult:
+    if settings.trainer.threads is not None:
+        torch.set_num_threads(settings.trainer.threads)
+    try:
+        return train(
+            settings.model.config(read.vocabulary.n_items),
+            settings.training,
+            split.train,
+            split.validation,
+            mask_window=settings.recommend.exclude_seen,
+            progress=progress,
+            checkpoint_path=folder.checkpoint,
+            device=choose_device(settings.trainer.device),
+        )
+    except ResumeMismatch as error:
+        msg = f"{error}; train without --resume to start anew"
+        raise ResumeMismatch(msg) from error
+
+
+def _compare(
+    settings: Settings,
+    read: TopicSequences,
+    split: LastItemSplit,
+    result: TrainResult,
+    serving: Release | None,
+) -> dict[str, dict[str, float]]:
+    """Measure the new model, popularity and the release that serves on the same held-out items."""
+    mask_window = settings.recommend.exclude_seen
+    metrics = {
+        "model": result.metrics,
+        "popularity": evaluate_popularity(
+            item_counts(split.train, read.vocabulary.n_items),
+            split.validation,
+            max_length=settings.model.max_length,
+            mask_window=mask_window,
+        ),
+    }
+    if serving is not None:
+        try:
+            metrics["serving"] = evaluate_release(
+                serving,
+                read.vocabulary,
+                split.validation,
+                mask_window=mask_window,
+                device=choose_device(settings.trainer.device),
+            )
+        except ReleaseError as error:
+            _log.warning("%s; the new release is not held against it", error)
+    return metrics
+
+
+def _describe_data(
+    settings: Settings, read: TopicSequences, split: LastItemSplit
+) -> dict[str, Any]:
+    return {
+        "topic": settings.topics.interactions,
+        "ranges": {str(partition): list(ends) for partition, ends in read.ranges.items()},
+        "events": read.counts.applied,
+        "events_rare": read.counts.rare,
+        "events_duplicate": read.counts.duplicate,
+        "records_skipped": read.counts.skipped,
+        "records_dead": {reason.value: number for reason, number in read.counts.dead.items()},
+        "users": len(read.sequences),
+        "items": read.vocabulary.n_items,
+        "validation_users": len(split.validation.histories),
+        "mask_window": settings.recommend.exclude_seen,
+    }

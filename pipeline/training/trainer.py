@@ -1,0 +1,269 @@
+"""The trainer: trains again as time passes or events come in, until it is told to stop.
+
+It keeps nothing of its own between two trainings: when the last one began and what it read stand in
+the newest release's manifest, so a trainer that starts again goes on as if it had never stopped.
+Several trainers on one folder of releases take turns. A Kafka that is away is waited for.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from models.errors import ModelError
+from models.release import read_release
+from models.training import SELECTION_METRIC, TrainingProgress
+from models.training_checkpoint import ResumeMismatch
+from pipeline.cluster.clients import end_offsets
+from pipeline.errors import BrokerUnavailable, NotEnoughEvents, TrainingLocked
+from pipeline.metrics import TrainerMetrics
+from pipeline.settings import Settings, TrainerSettings
+from pipeline.training.folder import TrainingFolder, manifests
+from pipeline.training.job import TrainingReport, train_release
+from pipeline.training.sequences import ReadProgress
+from pipeline.worker.releases import announce, read_announcements
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WATCH_S = 2.0
+"""Pause between two looks at how many events there are."""
+LONGEST_PAUSE_S = 30.0
+"""Pauses between two tries to reach Kafka grow up to this."""
+
+
+class TrainerStopped(SystemExit):
+    """The trainer was told to stop, and does."""
+
+
+class StopRequest:
+    """What SIGTERM and SIGINT do: end a wait at once, a training after its next step.
+
+    Files are so never left half written, and a second signal has no other effect than the first.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._waiting = False
+
+    def listen(self) -> None:
+        """Take the process's signals from now on; only in the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def check(self) -> None:
+        """Raise TrainerStopped where a stop was asked for."""
+        if self._requested:
+            raise TrainerStopped(0)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A stop may raise TrainerStopped anywhere inside."""
+        self._waiting = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._waiting = False
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        self._requested = True
+        if self._waiting:
+            self._waiting = False
+            raise TrainerStopped(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastTraining:
+    """What the next training is counted from.
+
+    Attributes:
+        started_s: When it began, Unix time.
+        ends: Per partition the offset up to which it read.
+        enough_events: So many new ones make the next training due; None: no number does.
+    """
+
+    started_s: float
+    ends: Mapping[int, int]
+    enough_events: int | None
+
+
+def is_due(
+    trainer: TrainerSettings, last: LastTraining, ends: Mapping[int, int], now_s: float
+) -> bool:
+    """Tell whether to train again; never without a new event.
+
+    Args:
+        trainer: The period.
+        last: The training before.
+        ends: Where the partitions end now.
+        now_s: Unix time.
+    """
+    before = ((end, last.ends.get(partition, 0)) for partition, end in ends.items())
+    # An end that went back means that the topic was made anew.
+    new = sum(end - old if end >= old else end for end, old in before)
+    enough = last.enough_events is not None and new >= last.enough_events
+    late = trainer.period_s is not None and now_s - last.started_s >= trainer.period_s
+    return new > 0 and (enough or late)
+
+
+class Trainer:
+    """Trains whenever it is due.
+
+    Args:
+        settings: All settings.
+        metrics: Counts what happens.
+        stop: Ends it.
+    """
+
+    def __init__(self, settings: Settings, metrics: TrainerMetrics, stop: StopRequest) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._stop = stop
+        self._losses: list[float] = []
+        self._epoch = 0
+
+    def run(self) -> None:
+        """Train until a stop ends it, which leaves as TrainerStopped.
+
+        Raises:
+            TopicMismatch: A topic is missing.
+            SettingsInvalid: The folder of releases cannot be written.
+        """
+        settings, trainer = self._settings, self._settings.trainer
+        folder = TrainingFolder(trainer.releases_dir)
+        self._announce_left_over()
+        resume = folder.read_plan(settings.topics.interactions) is not None
+        nothing = LastTraining(started_s=0.0, ends={}, enough_events=1)
+        last = self._last_release() or nothing
+        while True:
+            ends = self.ask_broker(
+                lambda: end_offsets(settings.kafka, settings.topics.interactions, committed=True)
+            )
+            if not resume and is_due(trainer, last, ends, time.time()):
+                # Another trainer, or a training by hand, may have been first.
+                last = max(last, self._last_release() or last, key=lambda one: one.started_s)
+            if resume or is_due(trainer, last, ends, time.time()):
+                try:
+                    last = self._train(ends, resume=resume)
+                    resume = False
+                    continue
+                except TrainingLocked as error:
+                    _log.info("%s; waiting for it", error)
+                    resume = False
+            self._wait(WATCH_S)
+
+    def ask_broker(self, action: Callable[[], T]) -> T:
+        """Do something that needs Kafka, as often as it takes; a stop may end it anywhere."""
+        pause_s = 1.0
+        while True:
+            try:
+                with self._stop.waiting():
+                    return action()
+            except BrokerUnavailable as error:
+                _log.warning("%s; trying again in %g s", error, pause_s)
+            self._wait(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _wait(self, seconds: float) -> None:
+        with self._stop.waiting():
+            time.sleep(seconds)
+
+    def _announce_left_over(self) -> None:
+        """Announce the newest release where a trainer ended between writing and announcing it."""
+        settings = self._settings
+        manifest = next(manifests(settings.trainer.releases_dir), None)
+        if manifest is None or not manifest.training.get("to_announce"):
+            return
+        announced = self.ask_broker(
+            lambda: [one.version for _, one in read_announcements(settings)]
+        )
+        if manifest.version > max(announced, default=0):
+            release = read_release(settings.trainer.releases_dir / str(manifest.version))
+            self.ask_broker(lambda: announce(settings, release))
+            _log.info("release %d is announced, which an earlier run had left", release.version)
+
+    def _last_release(self) -> LastTraining | None:
+        """Return the training of the newest release; None without one made from this topic."""
+        topic = self._settings.topics.interactions
+        for manifest in manifests(self._settings.trainer.releases_dir):
+            data = manifest.training.get("data", {})
+            if data.get("topic") == topic:
+                return LastTraining(
+                    started_s=manifest.training["started_s"],
+                    ends={int(partition): end for partition, (_, end) in data["ranges"].items()},
+                    enough_events=self._settings.trainer.min_new_events,
+                )
+        return None
+
+    def _train(self, ends: Mapping[int, int], *, resume: bool) -> LastTraining:
+        """Train once, whatever comes of it.
+
+        Raises:
+            TrainingLocked: Another training runs.
+        """
+        runs, started_s = self._metrics.runs, time.time()
+        enough_events = self._settings.trainer.min_new_events
+        _log.info("training on %s", self._settings.topics.interactions)
+        try:
+            report = self._release(resume=resume)
+            runs["rejected" if report.refused else "released"].inc()
+            self._note(report)
+            ranges = report.data["ranges"]
+            ends = {int(partition): end for partition, (_, end) in ranges.items()}
+        except NotEnoughEvents as error:
+            # Too early: look again when there are twice as many.
+            so_far = max(1, sum(ends.values()))
+            enough_events = min(so_far, enough_events or so_far)
+            _log.info("%s; waiting for more", error)
+        except ModelError as error:
+            runs["failed"].inc()
+            _log.error("no release: %s", error)
+        return LastTraining(started_s=started_s, ends=ends, enough_events=enough_events)
+
+    def _release(self, *, resume: bool) -> TrainingReport:
+        try:
+            return train_release(
+                self._settings, self._note_progress, resume=resume, ask_broker=self.ask_broker
+            )
+        except ResumeMismatch as error:
+            _log.warning("%s", error)
+            return train_release(self._settings, self._note_progress, ask_broker=self.ask_broker)
+
+    def _note_progress(self, progress: ReadProgress | TrainingProgress) -> None:
+        self._stop.check()
+        if isinstance(progress, ReadProgress):
+            self._losses, self._epoch = [], 0
+            return
+        self._metrics.steps.inc()
+        if progress.epoch != self._epoch:
+            self._losses, self._epoch = [], progress.epoch
+        self._losses.append(progress.loss)
+        if progress.step == progress.steps:
+            self._metrics.loss.set(sum(self._losses) / len(self._losses))
+
+    def _note(self, report: TrainingReport) -> None:
+        metrics, release = self._metrics, report.release
+        metrics.seconds.observe(report.seconds)
+        metrics.events.set(report.data["events"])
+        metrics.last_release_timestamp.set_to_current_time()
+        for method in metrics.recall.keys() & report.metrics.keys():
+            metrics.recall[method].set(report.metrics[method][SELECTION_METRIC])
+        recalls = (f"{name} {one[SELECTION_METRIC]:.4f}" for name, one in report.metrics.items())
+        if report.refused:
+            _log.warning("release %d is refused: %s", release.version, report.refused)
+        else:
+            _log.info("release %d is announced", release.version)
+        _log.info(
+            "release %d: Recall@10 %s; %d events, %d users, %d items; %.1f s",
+            release.version,
+            ", ".join(recalls),
+            report.data["events"],
+            report.data["users"],
+            report.data["items"],
+            report.seconds,
+        )

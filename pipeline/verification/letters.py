@@ -1,0 +1,89 @@
+"""Dead letters against the records they are of."""
+
+import math
+from collections.abc import Mapping
+
+from pipeline.cluster.clients import Record
+from pipeline.verification.oracle import LogOracle
+from pipeline.verification.report import Findings, Kind
+
+
+class LetterCheck:
+    """Holds the dead-letter topic to the log: every dead record is there, and no other one.
+
+    Args:
+        oracle: What the log says.
+        source: Name of the interactions topic; letters of another one are left alone.
+        findings: Takes what is wrong.
+
+    Attributes:
+        missing: Dead records that were answered for and have no letter.
+        unverifiable: Those whose letter retention may have removed.
+    """
+
+    def __init__(self, oracle: LogOracle, source: str, findings: Findings) -> None:
+        self._oracle = oracle
+        self._source = source.encode()
+        self._findings = findings
+        self._found: set[tuple[int, int]] = set()
+        self._oldest_ms: dict[int, int] = {}
+        self.missing = self.unverifiable = 0
+
+    def take(self, record: Record) -> None:
+        """Check one letter; a record may have several, since delivery is at least once."""
+        self._oldest_ms.setdefault(record.partition, record.timestamp)
+        headers = dict(record.headers)  # the stream's own come after those of the record
+        if headers.get("lrurec-topic") != self._source:
+            return
+        try:
+            partition = int(headers["lrurec-partition"])
+            offset = int(headers["lrurec-offset"])
+            reason = headers["lrurec-reason"].decode()
+        except (KeyError, ValueError) as error:
+            what = f"headers of the letter at offset {record.offset} of its topic"
+            got = f"{type(error).__name__}: {error}"
+            self._findings.add(
+                Kind.LETTER, record.partition, -1, what, "partition, offset and reason", got
+            )
+            return
+        log = self._oracle.partitions.get(partition)
+        if log is not None and (offset < log.first or offset >= log.end):
+            return  # its record is gone, or came in after the log was read
+        dead = self._oracle.dead.get((partition, offset))
+        if dead is None:
+            got = f"a dead letter, {reason}"
+            expected = "a record that is dead"
+            self._findings.add(Kind.LETTER, partition, offset, "letter", expected, got)
+            return
+        if reason != dead.reason:
+            self._findings.add(Kind.LETTER, partition, offset, "reason", dead.reason, reason)
+        elif (record.key, record.value) != (dead.key, dead.value):
+            expected = "those of the record"
+            self._findings.add(Kind.LETTER, partition, offset, "key and value", expected, "others")
+        self._found.add((partition, offset))
+
+    def finish(self, letters_first: Mapping[int, int]) -> None:
+        """Find dead records without a letter.
+
+        Args:
+            letters_first: The first offset that still exists of the dead letters, by partition.
+        """
+        # A letter is younger than its record, so younger records' letters are not removed yet.
+        trimmed_ms = max(
+            (
+                self._oldest_ms.get(partition, math.inf)
+                for partition, first in letters_first.items()
+                if first > 0
+            ),
+            default=-math.inf,
+        )
+        for (partition, offset), dead in self._oracle.dead.items():
+            is_due = offset < self._oracle.partitions[partition].committed
+            if not is_due or (partition, offset) in self._found:
+                continue
+            if dead.timestamp_ms <= trimmed_ms:
+                self.unverifiable += 1
+                continue
+            self.missing += 1
+            what, expected = "record that is no event", f"a dead letter, {dead.reason}"
+            self._findings.add(Kind.MISSING, partition, offset, what, expected, "none")

@@ -1,0 +1,181 @@
+"""Recommendations as they are read, the releases they name, and what a list has to keep to."""
+
+import logging
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from models.release import Release
+from pipeline.cluster.clients import Record
+from pipeline.errors import SwapRejected
+from pipeline.verification.oracle import UserHistory, UserOf, hash_of
+from pipeline.worker.releases import decode_announcement, open_announced
+
+logger = logging.getLogger(__name__)
+
+
+class _Item(msgspec.Struct, frozen=True, gc=False):
+    item_id: str
+    score: float
+
+
+class _Event(msgspec.Struct, frozen=True, gc=False):
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+class Output(msgspec.Struct, frozen=True, gc=False):
+    """A recommendation, as the topic's documentation promises it to consumers."""
+
+    user_id: str
+    items: list[_Item]
+    model_version: int
+    source: str
+    event: _Event
+    emitted_at_ms: int
+    history_length: int
+
+
+@dataclass(frozen=True, eq=False)
+class KnownRelease:
+    """An announced release.
+
+    Attributes:
+        version: As announced.
+        release: As read; None where it cannot be read any more.
+        index_of: Item id to index.
+        index_of_hash: Item hash to index.
+    """
+
+    version: int
+    release: Release | None
+    index_of: Mapping[str, int]
+    index_of_hash: Mapping[int, int]
+
+    @property
+    def weights_id(self) -> int:
+        """Identity of the weights; 0 where the release cannot be read."""
+        return self.release.weights_id if self.release else 0
+
+
+@dataclass(slots=True)
+class ListLog:
+    """Lists of one release to compute anew, in columns.
+
+    Attributes:
+        width: Items of the longest list.
+        partition: Of the event behind each list.
+        offset: Of that event.
+        user: Number of each list's user.
+        count: How many of the user's events the list reflects.
+        items: Indices, `width` per list, 0 where there is none.
+        scores: As listed, `width` per list.
+        is_cold: Whether a list says that nothing was known of its user.
+    """
+
+    width: int
+    partition: "array[int]" = field(default_factory=lambda: array("i"))
+    offset: "array[int]" = field(default_factory=lambda: array("q"))
+    user: "array[int]" = field(default_factory=lambda: array("q"))
+    start: "array[int]" = field(default_factory=lambda: array("q"))
+    count: "array[int]" = field(default_factory=lambda: array("q"))
+    items: "array[int]" = field(default_factory=lambda: array("q"))
+    scores: "array[float]" = field(default_factory=lambda: array("d"))
+    is_cold: "array[int]" = field(default_factory=lambda: array("b"))
+
+    def add(
+        self, output: Output, history: UserHistory, span: tuple[int, int], items: list[int]
+    ) -> None:
+        """Note a list for later; `span` is its start and count."""
+        self.partition.append(output.event.partition)
+        self.offset.append(output.event.offset)
+        self.user.append(history.number)
+        self.start.append(span[0])
+        self.count.append(span[1])
+        rest = self.width - len(items)
+        self.items.extend(items)
+        self.items.extend([0] * rest)
+        self.scores.extend([item.score for item in output.items])
+        self.scores.extend([0.0] * rest)
+        self.is_cold.append(output.source == "cold_start")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputRules:
+    """What a recommendation has to keep to.
+
+    Attributes:
+        sizes: Numbers of items that are full lists: what is set, and what rows were written under.
+        exclude_seen: Items that the row remembers may not be listed.
+        least_ring: No row remembers fewer items, unless its user has fewer.
+        most_ring: No row remembers more.
+        barred: Items that were unavailable at some time, so may be missing from a list.
+        sampled: Users whose states and lists are computed anew; None: all.
+    """
+
+    sizes: frozenset[int]
+    exclude_seen: bool
+    least_ring: int
+    most_ring: int
+    barred: frozenset[str]
+    sampled: frozenset[UserOf] | None
+
+    def covers(self, user: UserOf) -> bool:
+        """Tell whether the user's state and lists are to be computed anew."""
+        return self.sampled is None or user in self.sampled
+
+    def left_out(self, known: KnownRelease, history: UserHistory, count: int) -> list[int]:
+        """Return the indices of items that may be missing from a list for what the user has seen.
+
+        The list is made after the last event whose item the release knows, so what came after it
+        does not push anything out of the memory yet.
+        """
+        if not self.exclude_seen:
+            return []
+        index_of = known.index_of_hash
+        last = count
+        while last and history.items[last - 1] not in index_of:
+            last -= 1
+        window = history.items[max(0, last - self.most_ring) : count]
+        return [index_of[item] for item in window if item in index_of]
+
+
+def read_releases(announcements: Iterable[Record]) -> list[KnownRelease]:
+    """Return every announced release, in the order of their announcements."""
+    releases: list[KnownRelease] = []
+    for record in announcements:
+        announcement = decode_announcement(record.value)
+        if announcement is None:
+            continue
+        try:
+            release = open_announced(announcement)
+        except SwapRejected as error:
+            logger.warning("%s; what it made cannot be verified", error)
+            releases.append(KnownRelease(announcement.version, None, {}, {}))
+            continue
+        index_of = {item: i for i, item in enumerate(release.vocabulary.item_ids, 1)}
+        by_hash = {hash_of(item): i for item, i in index_of.items()}
+        releases.append(KnownRelease(announcement.version, release, index_of, by_hash))
+    return releases
+
+
+def announced_versions(announcements: Iterable[Record]) -> set[int]:
+    """Return the versions of all announced releases."""
+    found = (decode_announcement(record.value) for record in announcements)
+    return {announcement.version for announcement in found if announcement is not None}
+
+
+def barred_items(catalogue: Iterable[Record]) -> frozenset[str]:
+    """Return the ids of items that the catalogue has called unavailable at some time."""
+    barred: set[str] = set()
+    for record in catalogue:
+        try:
+            item = None if record.value is None else msgspec.json.decode(record.value)
+            if item is None or not item.get("available", True):
+                barred.add((record.key or b"").decode())
+        except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+            continue  # workers log and skip it
+    return frozenset(barred)

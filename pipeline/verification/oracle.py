@@ -1,0 +1,209 @@
+"""What must have come of the interactions, worked out from the log alone with lists and dicts.
+
+Made to judge the stream, so it shares none of its code but the decoder of records, which is
+deterministic by contract. Knows no state, model or recommendation.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
+
+from pipeline.cluster.clients import Record
+from pipeline.errors import EventInvalid
+from pipeline.events import EventDecoder
+from state.row import EVENT_IDS
+
+UserOf = tuple[int, bytes]
+"""A user is a partition and a key: the same key on two partitions has two states."""
+
+
+def hash_of(text: str) -> int:
+    """Return what stands for an item or an event id in a state row; never 0."""
+    return xxh3_64_intdigest(text.encode()) or 1
+
+
+class UserHistory:
+    """The events of one user that count, oldest first; entry i of every array is event i.
+
+    Attributes:
+        number: Its place among all users, in order of first appearance.
+        offsets: Of the records.
+        items: Hash of each item.
+        times_ms: When each happened.
+        event_ids: Hash of each event's own id; 0 for none.
+    """
+
+    __slots__ = ("_recent", "event_ids", "items", "number", "offsets", "times_ms")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.offsets = array("q")
+        self.items = array("Q")
+        self.times_ms = array("q")
+        self.event_ids = array("Q")
+        self._recent: deque[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def add(self, offset: int, item: int, time_ms: int, event_id: int) -> bool:
+        """Take an event; false where its id is among the last ones, so that it does not count."""
+        if event_id:
+            if self._recent is None:
+                self._recent = deque(maxlen=EVENT_IDS)
+            if event_id in self._recent:
+                return False
+            self._recent.append(event_id)
+        self.offsets.append(offset)
+        self.items.append(item)
+        self.times_ms.append(time_ms)
+        self.event_ids.append(event_id)
+        return True
+
+    def count_up_to(self, offset: int) -> int:
+        """Return how many events lie at or below an offset."""
+        return bisect_right(self.offsets, offset)
+
+    def count_below(self, offset: int) -> int:
+        """Return how many events lie below an offset."""
+        return bisect_left(self.offsets, offset)
+
+    def ends_at(self, count: int, offset: int) -> bool:
+        """Tell whether the first `count` events end with the one at that offset."""
+        return count > 0 and self.offsets[count - 1] == offset
+
+    def item_array(self) -> npt.NDArray[np.uint64]:
+        """Return the items as an array."""
+        return np.array(self.items, np.uint64)
+
+    def last_event_ids(self, start: int, stop: int, most: int) -> list[int]:
+        """Return the last ids, at most so many, of events start..stop-1, oldest first."""
+        ids: list[int] = []
+        for event_id in reversed(self.event_ids[start:stop]):
+            if event_id:
+                ids.append(event_id)
+                if len(ids) == most:
+                    break
+        return ids[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadRecord:
+    """A record that is no event.
+
+    Attributes:
+        reason: Why.
+        key: Its key.
+        value: Its value.
+        timestamp_ms: The record's own.
+    """
+
+    reason: str
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+
+
+@dataclass(slots=True)
+class PartitionLog:
+    """What one partition of the interactions holds.
+
+    Attributes:
+        first: The first offset that still exists.
+        end: Behind the last offset.
+        committed: What lies below has been answered for.
+        compacted: Records may have been taken out of its middle.
+        applied: Records below `committed` that count as events.
+        duplicate: Those whose event id makes them repeats.
+        skipped: Those whose event type does not count.
+        dead: Those that are no events.
+        pending: Records from `committed` on.
+    """
+
+    first: int
+    end: int
+    committed: int
+    compacted: bool
+    applied: int = 0
+    duplicate: int = 0
+    skipped: int = 0
+    dead: int = 0
+    pending: int = 0
+
+    @property
+    def without_record(self) -> int:
+        """Offsets below `committed` with no record: of transactions, or removed by compaction."""
+        reached = max(self.first, min(self.committed, self.end))
+        return reached - self.first - self.applied - self.duplicate - self.skipped - self.dead
+
+    @property
+    def beyond_end(self) -> int:
+        """Offsets that were committed and do not exist."""
+        return max(0, self.committed - self.end)
+
+    @property
+    def lacks_front(self) -> bool:
+        """Whether retention has removed events that states may hold."""
+        return self.first > 0
+
+    @property
+    def lacks_middle(self) -> bool:
+        """Whether compaction has removed events that states may hold."""
+        return self.compacted and self.without_record > 0
+
+
+@dataclass(slots=True)
+class LogOracle:
+    """Takes the interactions record by record, in the order of each partition.
+
+    Attributes:
+        decoder: Reads records.
+        partitions: What is known of each partition.
+        users: Every user with an event that counts.
+        dead: Records that are no events, by (partition, offset).
+        items: Hashes of all items of events that count.
+    """
+
+    decoder: EventDecoder
+    partitions: Mapping[int, PartitionLog]
+    users: dict[UserOf, UserHistory] = field(default_factory=dict)
+    dead: dict[tuple[int, int], DeadRecord] = field(default_factory=dict)
+    items: set[int] = field(default_factory=set)
+    _hashes: dict[str, int] = field(default_factory=dict)
+
+    def take(self, record: Record) -> None:
+        """Work out what must have come of one record."""
+        log = self.partitions[record.partition]
+        is_due = record.offset < log.committed
+        if not is_due:
+            log.pending += 1
+        try:
+            event = self.decoder.decode(record.value, record.timestamp)
+        except EventInvalid as error:
+            log.dead += is_due
+            self.dead[record.partition, record.offset] = DeadRecord(
+                error.reason.value, record.key, record.value, record.timestamp
+            )
+            return
+        if event is None:
+            log.skipped += is_due
+            return
+        item = self._hashes.get(event.item_id)
+        if item is None:
+            item = self._hashes[event.item_id] = hash_of(event.item_id)
+            self.items.add(item)
+        user = record.partition, event.user_key
+        history = self.users.get(user)
+        if history is None:
+            history = self.users[user] = UserHistory(len(self.users))
+        event_id = 0 if event.event_id is None else hash_of(event.event_id)
+        if history.add(record.offset, item, event.timestamp_ms, event_id):
+            log.applied += is_due
+        else:
+            log.duplicate += is_due

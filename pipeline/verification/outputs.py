@@ -1,0 +1,300 @@
+"""Recommendations against the log and the releases that they name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from pipeline.cluster.clients import Record
+from pipeline.verification.lists import KnownRelease, ListLog, Output, OutputRules
+from pipeline.verification.oracle import LogOracle, UserHistory, UserOf, hash_of
+from pipeline.verification.report import Findings, Kind
+from pipeline.verification.rows import Row, Rows
+
+Problem = tuple[Kind, str, object, object]
+"""What kind of wrong, what, what was expected, and what there is."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What is known of the outputs of one user.
+
+    Attributes:
+        offset: The highest event that an output reflects.
+        at_row: The last output at the offset of the user's row, and the indices of its items; None
+            where it is among the lists to compute anew already.
+        is_at_row: Whether there is one at that offset.
+        is_listed: Whether an output there has the items that the row says were recommended.
+    """
+
+    offset: int = -1
+    at_row: tuple[Output, list[int]] | None = None
+    is_at_row: bool = False
+    is_listed: bool = False
+
+
+class OutputCheck:
+    """Holds recommendations, one after the other, to the log and to their releases.
+
+    Args:
+        oracle: What the log says.
+        rows: What the changelog says; its rows were checked before.
+        by_version: Announced releases.
+        rules: See there.
+        findings: Takes what is wrong.
+
+    Attributes:
+        checked: Recommendations looked at.
+        unverifiable: Those that rest on what is gone, and users whose answer may have been removed.
+        lists: By weights id, the lists to compute anew.
+    """
+
+    def __init__(
+        self,
+        oracle: LogOracle,
+        rows: Rows,
+        by_version: Mapping[int, KnownRelease],
+        rules: OutputRules,
+        findings: Findings,
+    ) -> None:
+        self._oracle = oracle
+        self._rows = rows
+        self._by_version = by_version
+        self._rules = rules
+        self._findings = findings
+        self._read = msgspec.json.Decoder(Output).decode
+        self._answers: dict[UserOf, _Answer] = {}
+        self._ahead: list[tuple[int, int]] = []
+        self._unheard: list[tuple[int, int, int]] = []
+        self._log_is_whole = not any(
+            log.lacks_front or log.lacks_middle for log in oracle.partitions.values()
+        )
+        self.checked = self.unverifiable = 0
+        self.lists: dict[int, ListLog] = {}
+
+    def take(self, record: Record) -> None:
+        """Check one recommendation; a null one (its user was deleted) says nothing."""
+        if record.value is None:
+            return
+        self.checked += 1
+        try:
+            output = self._read(record.value)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            what = f"value of the recommendation at offset {record.offset} of its topic"
+            self._findings.add(
+                Kind.OUTPUT, record.partition, -1, what, "one of the documented form", error
+            )
+            return
+        problem = self._check((record.partition, record.key or b""), output)
+        if problem is not None:
+            kind, what, expected, got = problem
+            self._findings.add(kind, record.partition, output.event.offset, what, expected, got)
+
+    def _check(self, user: UserOf, output: Output) -> Problem | None:
+        """Return the first thing that is wrong."""
+        partition, event = user[0], output.event
+        if output.user_id.encode() != user[1]:
+            return Kind.OUTPUT, "user_id", "the record's key", "another"
+        log = self._oracle.partitions.get(partition)
+        if log is None or event.partition != partition:
+            return Kind.OUTPUT, "partition", partition, event.partition
+        if event.offset >= log.end:  # came in after the log was read, or never
+            self._ahead.append((partition, event.offset))
+            return None
+        answer = self._answers.setdefault(user, _Answer())
+        answer.offset = max(answer.offset, event.offset)
+        history, row = self._oracle.users.get(user), self._rows.newest.get(user)
+        count = 0 if history is None else history.count_up_to(event.offset)
+        if history is None or not history.ends_at(count, event.offset):
+            if event.offset < log.first or log.lacks_middle:
+                self.unverifiable += 1
+                return None
+            return Kind.OUTPUT, "event", "one of the user that counts", f"offset {event.offset}"
+        if event.timestamp_ms != history.times_ms[count - 1]:
+            expected = history.times_ms[count - 1]
+            return Kind.OUTPUT, "timestamp_ms of the event", expected, event.timestamp_ms
+        gone = self._gone(user, row)
+        if gone is not None and output.history_length != count + gone:
+            return Kind.OUTPUT, "history_length", count + gone, output.history_length
+        problem = self._check_list(history, output, count)
+        if problem is not None:
+            return problem
+        if row is not None and row.offset == event.offset:
+            answer.is_at_row = True
+            answer.is_listed = answer.is_listed or _is_listed(row, output)
+        if output.source == "fallback" or output.model_version == 0:
+            return self._check_fallback(output)
+        return self._check_model(user, history, output, count, is_from_start=gone == 0)
+
+    def _gone(self, user: UserOf, row: Row | None) -> int | None:
+        """Return how many of the user's events the log lacks; None where that is not known."""
+        log = self._oracle.partitions[user[0]]
+        if user in self._rows.deleted or (row is not None and row.reborn):
+            return None
+        if log.lacks_front or log.lacks_middle:
+            return None if row is None else row.gone
+        return 0
+
+    def _check_list(self, history: UserHistory, output: Output, count: int) -> Problem | None:
+        """Check what any list has to keep to."""
+        ids = {item.item_id for item in output.items}
+        if len(ids) < len(output.items):
+            return Kind.OUTPUT, "items", "each once", f"{len(output.items) - len(ids)} repeated"
+        most = max(self._rules.sizes)
+        if len(ids) > most:
+            return Kind.OUTPUT, "items", f"at most {most}", len(ids)
+        if self._rules.exclude_seen:
+            remembered = set(history.items[max(0, count - self._rules.least_ring) : count])
+            seen = sorted(item for item in ids if hash_of(item) in remembered)
+            if seen:
+                return Kind.OUTPUT, "items", "none that its user has seen", ", ".join(seen)
+        return None
+
+    def _check_fallback(self, output: Output) -> Problem | None:
+        """Check a list that was made without a release: what is popular so far."""
+        if output.source != "fallback" or output.model_version != 0:
+            got = f"{output.source} of version {output.model_version}"
+            return Kind.OUTPUT, "source", "fallback of version 0, or neither", got
+        if self._log_is_whole:
+            items = self._oracle.items
+            unheard = [i.item_id for i in output.items if hash_of(i.item_id) not in items]
+            if unheard:
+                return Kind.OUTPUT, "items", "none that no event names", ", ".join(unheard)
+        return None
+
+    def _check_model(
+        self, user: UserOf, history: UserHistory, output: Output, count: int, *, is_from_start: bool
+    ) -> Problem | None:
+        """Check a list against the release it names; note it to be computed anew."""
+        version = output.model_version
+        known = self._by_version.get(version)
+        if known is None:
+            self._unheard.append((version, user[0], output.event.offset))
+            return None
+        if known.release is None:
+            self.unverifiable += 1
+            return None
+        if output.source not in ("model", "cold_start"):
+            return Kind.OUTPUT, "source", "model or cold_start", output.source
+        items = [known.index_of.get(item.item_id, 0) for item in output.items]
+        if 0 in items:
+            unknown = output.items[items.index(0)].item_id
+            return Kind.OUTPUT, f"item of release {version}", "one that it knows", unknown
+        if len(items) not in self._rules.sizes:
+            barred = {known.index_of[item] for item in self._rules.barred & known.index_of.keys()}
+            out = barred.union(self._rules.left_out(known, history, count))
+            least = min(max(self._rules.sizes), len(known.index_of) - len(out))
+            if len(items) < least:
+                return Kind.SHORT, "items", least, len(items)
+        row = self._rows.newest.get(user)
+        start = self._start_of(known, row, count, is_from_start=is_from_start)
+        if start is not None:
+            self._note(known, user, output, (start, count), items)
+        if row is not None and row.offset == output.event.offset:
+            self._answers[user].at_row = None if start is not None else (output, items)
+        return None
+
+    def _start_of(
+        self, known: KnownRelease, row: Row | None, count: int, *, is_from_start: bool
+    ) -> int | None:
+        """Return from which event on a scan gives the state behind a list; None: not known.
+
+        A state starts where the ring began when it was last rebuilt, which the row tells, and every
+        rebuild starts later than the one before.
+        """
+        if is_from_start and count <= self._rules.least_ring:
+            return 0  # whenever it was rebuilt, the ring held everything
+        if row is None or row.gone is None or row.weights_id != known.weights_id:
+            return None
+        start = row.started_at - row.gone
+        if row.started_at == 0 or count > start + self._rules.most_ring:  # made after the rebuild
+            return start if 0 <= start < count else None
+        return None
+
+    def _note(
+        self,
+        known: KnownRelease,
+        user: UserOf,
+        output: Output,
+        span: tuple[int, int],
+        items: list[int],
+    ) -> None:
+        """Note a list to be computed anew, unless its user is left out."""
+        if self._rules.covers(user):
+            if known.weights_id not in self.lists:
+                self.lists[known.weights_id] = ListLog(max(self._rules.sizes))
+            log = self.lists[known.weights_id]
+            log.add(output, self._oracle.users[user], span, items)
+
+    def finish(
+        self, ends: Mapping[int, int], output_first: Mapping[int, int], announced: set[int]
+    ) -> None:
+        """Find what all outputs together tell.
+
+        Args:
+            ends: Where the interactions end by now, by partition.
+            output_first: The first offset that still exists of the recommendations, by partition.
+            announced: Versions of all releases that were announced by now.
+        """
+        for version, partition, offset in self._unheard:
+            if version not in announced:
+                self._findings.add(
+                    Kind.OUTPUT, partition, offset, "model_version", "an announced one", version
+                )
+        for partition, offset in self._ahead:
+            if offset >= ends[partition]:
+                got = f"{offset}, behind the end of the topic"
+                self._findings.add(Kind.OUTPUT, partition, offset, "event", "one that exists", got)
+        for user, history in self._oracle.users.items():
+            log = self._oracle.partitions[user[0]]
+            answer = self._answers.get(user)
+            due = history.count_below(log.committed)
+            if due and user not in self._rows.deleted:
+                self._check_answered(user[0], history.offsets[due - 1], answer, output_first)
+            if answer is not None:
+                is_at_rest = log.committed >= ends[user[0]]
+                self._check_at_row(user, answer, is_at_rest=is_at_rest)
+
+    def _check_answered(
+        self, partition: int, due: int, answer: _Answer | None, output_first: Mapping[int, int]
+    ) -> None:
+        if answer is None and output_first.get(partition, 0) > 0:
+            self.unverifiable += 1  # retention may have removed it
+        elif answer is None or answer.offset < due:
+            what = "answer to the last event of a user"
+            got = "none" if answer is None else f"one at offset {answer.offset}"
+            expected = "one at this offset or later"
+            self._findings.add(Kind.NO_OUTPUT, partition, due, what, expected, got)
+
+    def _check_at_row(self, user: UserOf, answer: _Answer, *, is_at_rest: bool) -> None:
+        """Compare a user's row with the outputs at its offset."""
+        row = self._rows.newest.get(user)
+        if row is None or row.damaged:
+            return
+        if answer.is_at_row and not answer.is_listed:
+            what = "recommended of the row"
+            expected = "the items of an output at its offset"
+            self._findings.add(Kind.ROW, user[0], row.offset, what, expected, "others")
+        if answer.at_row is None or not row.weights_id:
+            return
+        output, items = answer.at_row
+        known = self._by_version[output.model_version]
+        if known.weights_id != row.weights_id:
+            if is_at_rest:
+                what = f"weights that made the state behind a list of release {known.version}"
+                self._findings.add(
+                    Kind.STALE, user[0], row.offset, what, known.weights_id, row.weights_id
+                )
+        elif row.gone is not None:
+            start = row.started_at - row.gone
+            stop = self._oracle.users[user].count_up_to(row.offset)
+            if 0 <= start <= stop:
+                self._note(known, user, output, (start, stop), items)
+
+
+def _is_listed(row: Row, output: Output) -> bool:
+    """Tell whether the row says that these items were recommended."""
+    recommended = row.head["recommended"].tolist()
+    listed = [hash_of(item.item_id) for item in output.items[: len(recommended)]]
+    is_listed: bool = recommended == listed + [0] * (len(recommended) - len(listed))
+    return is_listed

@@ -1,0 +1,300 @@
+"""State rows against the log: every fact of a row, and which hidden state it must have."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cluster.clients import Record
+from pipeline.verification.oracle import LogOracle, UserHistory, UserOf
+from pipeline.verification.report import Findings, Kind
+from state.row import RowLayout, layout_of
+
+Problem = tuple[str, object, object]
+"""What is wrong, what was expected, and what there is."""
+
+NO_LAYOUT = RowLayout(ring=1, recommended=0, blocks=1, channels=1)
+
+
+@dataclass(slots=True)
+class Row:
+    """One user's newest row.
+
+    Attributes:
+        layout: The sizes it was written under.
+        head: All that it says but the hidden state.
+        hidden: complex64 (blocks, channels).
+        damaged: Its bytes are not those that were written.
+        reborn: The user was deleted before: the row knows only what came after.
+        gone: Events that it counts and the log does not hold any more; negative: events from before
+            its user was deleted. None until it was worked out, or where it cannot be.
+    """
+
+    layout: RowLayout
+    head: np.void
+    hidden: npt.NDArray[np.complex64]
+    damaged: bool
+    reborn: bool
+    gone: int | None = None
+
+    @property
+    def offset(self) -> int:
+        """Offset of the last event that it reflects."""
+        return int(self.head["offset"])
+
+    @property
+    def weights_id(self) -> int:
+        """The weights that made its hidden state; 0: none."""
+        return int(self.head["weights_id"])
+
+    @property
+    def started_at(self) -> int:
+        """How many events the user had when the hidden state began."""
+        return int(self.head["started_at"])
+
+
+@dataclass(slots=True)
+class Rows:
+    """The changelog.
+
+    Attributes:
+        newest: Each user's newest row.
+        deleted: Users whose row was deleted, last of all.
+        layouts: Every layout that a row in the topic was written under.
+    """
+
+    newest: dict[UserOf, Row]
+    deleted: set[UserOf]
+    layouts: set[RowLayout]
+
+
+@dataclass(frozen=True, slots=True)
+class StateTask:
+    """A hidden state to compute: by the row's weights over events start..stop-1 of the log."""
+
+    user: UserOf
+    row: Row
+    start: int
+    stop: int
+
+
+def read_rows(changelog: Iterable[Record]) -> Rows:
+    """Take the newest row of every user.
+
+    Raises:
+        state.errors.StateFormatUnknown: A row is of another format version.
+    """
+    newest: dict[UserOf, bytes] = {}
+    deleted: set[UserOf] = set()
+    deleted_before: set[UserOf] = set()
+    layouts: dict[bytes, RowLayout] = {}
+    for record in changelog:
+        user = record.partition, record.key or b""
+        if record.value is None:
+            newest.pop(user, None)
+            deleted.add(user)
+            deleted_before.add(user)
+            continue
+        newest[user] = record.value
+        deleted.discard(user)
+        sizes = record.value[:8] + record.value[16:32]
+        if sizes not in layouts and (layout := layout_of(record.value)) is not None:
+            layouts[sizes] = layout
+    by_layout: dict[RowLayout, list[UserOf]] = {}
+    for user, value in newest.items():
+        by_layout.setdefault(layout_of(value) or NO_LAYOUT, []).append(user)
+    rows: dict[UserOf, Row] = {}
+    for layout, users in by_layout.items():
+        decoded = layout.decode([newest[user] for user in users])
+        for i, user in enumerate(users):
+            rows[user] = Row(
+                layout=layout,
+                head=decoded.heads[i],
+                hidden=decoded.hidden[i],
+                damaged=bool(decoded.damaged[i]),
+                reborn=user in deleted_before,
+            )
+    return Rows(rows, deleted, set(layouts.values()))
+
+
+class RowCheck:
+    """Holds rows to their users' events.
+
+    Args:
+        oracle: What the log says.
+        rows: What the changelog says.
+        least_ring: No row remembers fewer items than this, unless its user has fewer.
+        findings: Takes what is wrong.
+
+    Attributes:
+        missing: Events below the committed offsets that a state lacks.
+        unverifiable: Users whose row rests on events that are gone.
+        tasks: Hidden states to compute.
+    """
+
+    def __init__(
+        self, oracle: LogOracle, rows: Rows, *, least_ring: int, findings: Findings
+    ) -> None:
+        self._oracle = oracle
+        self._rows = rows
+        self._least_ring = least_ring
+        self._findings = findings
+        self.missing = 0
+        self.unverifiable: set[UserOf] = set()
+        self.tasks: list[StateTask] = []
+
+    def run(self) -> None:
+        """Check every user and every row."""
+        for user, history in self._oracle.users.items():
+            self._check_progress(user, history)
+        for user, row in self._rows.newest.items():
+            problems = self._check(user, row)
+            if problems:
+                self._judge(user, row, problems)
+
+    def _judge(self, user: UserOf, row: Row, problems: Sequence[Problem]) -> None:
+        history = self._oracle.users.get(user)
+        if history is not None and self._is_open(user, row) and any(history.event_ids):
+            # Which events were repeats may hang on events that are gone.
+            self.unverifiable.add(user)
+            row.gone = None
+            self.tasks = [task for task in self.tasks if task.user != user]
+            return
+        for nth, (what, expected, got) in enumerate(problems):
+            count = int(nth == 0)  # a row is wrong once
+            self._findings.add(Kind.ROW, user[0], row.offset, what, expected, got, count=count)
+
+    def _is_open(self, user: UserOf, row: Row) -> bool:
+        """Tell whether the row may rightly count other events than the log holds."""
+        log = self._oracle.partitions[user[0]]
+        return log.lacks_front or log.lacks_middle or row.reborn
+
+    def _check_progress(self, user: UserOf, history: UserHistory) -> None:
+        """Find events that were answered for and that the row has not reached."""
+        partition = user[0]
+        due = history.count_below(self._oracle.partitions[partition].committed)
+        if not due or user in self._rows.deleted:
+            return
+        row = self._rows.newest.get(user)
+        if row is not None and row.damaged:
+            return
+        reached = 0 if row is None else history.count_up_to(row.offset)
+        if reached < due:
+            self.missing += due - reached
+            self._findings.add(
+                Kind.MISSING,
+                partition,
+                history.offsets[reached],
+                f"{due - reached} events are committed and not in their user's state",
+                f"a row at offset {history.offsets[due - 1]} or later",
+                "no row" if row is None else f"a row at offset {row.offset}",
+                count=due - reached,
+            )
+
+    def _check(self, user: UserOf, row: Row) -> list[Problem]:
+        """Return (what, expected, got) of everything that is wrong with a row; note its task."""
+        if row.damaged:
+            return [("row", "the bytes that were written", "a wrong length or checksum")]
+        partition, head = user[0], row.head
+        log, history = self._oracle.partitions.get(partition), self._oracle.users.get(user)
+        if log is None:
+            return [("partition", "one that the interactions have", partition)]
+        reached = 0 if history is None else history.count_up_to(row.offset)
+        if history is None or not history.ends_at(reached, row.offset):
+            if row.offset < log.first or log.lacks_middle:
+                self.unverifiable.add(user)
+                return []
+            return [("offset", "that of an event of the user that counts", row.offset)]
+        count = int(head["event_count"])
+        gone = count - reached
+        if log.lacks_middle and gone > 0:
+            self.unverifiable.add(user)
+            return []
+        if (gone > 0 and not log.lacks_front) or (gone < 0 and not row.reborn):
+            if gone < 0 and not self._is_open(user, row):
+                self._miss_within(partition, row, -gone)
+            return [("event_count", reached, count)]
+        row.gone = gone
+        return [
+            *self._check_last_event(partition, row, history, reached),
+            *self._check_ring(row, history, count),
+            *self._check_event_ids(row, history, reached),
+            *self._check_state(user, row, reached),
+        ]
+
+    def _miss_within(self, partition: int, row: Row, count: int) -> None:
+        self.missing += count
+        self._findings.add(
+            Kind.MISSING,
+            partition,
+            row.offset,
+            f"{count} events at or below this offset are not in their user's state",
+            f"{int(row.head['event_count']) + count} events",
+            int(row.head["event_count"]),
+            count=count,
+        )
+
+    def _check_last_event(
+        self, partition: int, row: Row, history: UserHistory, reached: int
+    ) -> Iterator[Problem]:
+        facts = {"partition": partition, "timestamp_ms": history.times_ms[reached - 1]}
+        for name, expected in facts.items():
+            if int(row.head[name]) != expected:
+                yield name, expected, int(row.head[name])
+
+    def _check_ring(self, row: Row, history: UserHistory, count: int) -> Iterator[Problem]:
+        """Compare the remembered items, event by event; the i-th ever lies in slot i % ring.
+
+        The oldest slots of a row may be empty where a ring was shorter before.
+        """
+        assert row.gone is not None  # worked out before
+        ring = row.head["ring"]
+        size = len(ring)
+        kept = min(count, size)
+        slots = np.arange(count - kept, count) % size
+        got = ring[slots]
+        filled = np.flatnonzero(got)
+        empty = int(filled[0]) if len(filled) else kept
+        first = count - kept + empty  # the event that the oldest filled slot is of
+        if count - first < min(count, self._least_ring):
+            yield "items in the ring", f"at least {min(count, self._least_ring)}", count - first
+        if kept < size and ring[count:].any():
+            yield "ring", f"nothing beyond {count} slots", "more"
+        first = max(first, row.gone)  # older ones are not in the log any more
+        expected = history.item_array()[first - row.gone : count - row.gone]
+        got = ring[np.arange(first, count) % size]
+        for nth in np.flatnonzero(expected != got)[:1].tolist():
+            slot = (first + nth) % size
+            yield f"ring slot {slot} (event {first + nth})", expected[nth], got[nth]
+
+    def _check_event_ids(self, row: Row, history: UserHistory, reached: int) -> Iterator[Problem]:
+        assert row.gone is not None  # worked out before
+        slots = row.head["event_ids"].tolist()
+        got = [event_id for event_id in slots if event_id]
+        expected = history.last_event_ids(max(0, -row.gone), reached, len(slots))
+        older = len(got) - len(expected) if row.gone > 0 else 0
+        if got[max(0, older) :] != expected or any(slots[len(got) :]):
+            yield "event_ids", expected, slots
+
+    def _check_state(self, user: UserOf, row: Row, reached: int) -> Iterator[Problem]:
+        """Check what can be said of the hidden state without computing; note what is to compute."""
+        assert row.gone is not None  # worked out before
+        head, count = row.head, reached + row.gone
+        start = row.started_at
+        if not row.weights_id:
+            for name in ("model_version", "last_item"):
+                if head[name]:
+                    yield f"{name} of a row without weights", 0, int(head[name])
+            if row.hidden.any():
+                yield "hidden state of a row without weights", "zero", "something else"
+            if not 0 <= start <= count:
+                yield "started_at", f"from 0 to {count}", start
+            return
+        latest = count - min(count, self._least_ring)
+        if not 0 <= start <= latest:
+            yield "started_at", f"from 0 to {latest}", start
+        elif start < row.gone:
+            self.unverifiable.add(user)
+        else:
+            self.tasks.append(StateTask(user, row, start - row.gone, reached))

@@ -1,0 +1,78 @@
+"""The topics as `lrurec verify` reads them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from kafka import TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from pipeline.cluster import clients as kafka_clients
+from pipeline.cluster.clients import Record, kafka_admin
+from pipeline.settings import Settings
+
+
+class Topics(Protocol):
+    """What is asked of a cluster. Offsets come by partition."""
+
+    def committed_offsets(self) -> Mapping[int, int]:
+        """Return what the worker's group has committed of the interactions."""
+        ...
+
+    def first_offsets(self, topic: str) -> Mapping[int, int]:
+        """Return the first offset that still exists of each partition."""
+        ...
+
+    def end_offsets(self, topic: str) -> Mapping[int, int]:
+        """Return where each partition ends, or the first transaction that is still open."""
+        ...
+
+    def is_compacted(self, topic: str) -> bool:
+        """Tell whether records are taken out of the topic's middle."""
+        ...
+
+    def read(self, topic: str, *, committed: bool = False) -> Iterable[Record]:
+        """Yield the records up to the topic's end, in the order of each partition."""
+        ...
+
+
+@dataclass(frozen=True)
+class KafkaTopics:
+    """The cluster of the settings.
+
+    Raises (all methods):
+        BrokerUnavailable: No answer.
+        TopicMismatch: There is no such topic.
+    """
+
+    settings: Settings
+
+    def committed_offsets(self) -> Mapping[int, int]:
+        """Return what the worker's group has committed of the interactions."""
+        group, topic = self.settings.worker.app_id, self.settings.topics.interactions
+        with kafka_admin(self.settings.kafka) as admin:
+            found = admin.list_group_offsets(group)[group]
+        return {
+            tp.partition: at.offset
+            for tp, at in found.items()
+            if isinstance(tp, TopicPartition) and tp.topic == topic and at.offset >= 0
+        }
+
+    def first_offsets(self, topic: str) -> Mapping[int, int]:
+        """Return the first offset that still exists of each partition."""
+        return kafka_clients.first_offsets(self.settings.kafka, topic)
+
+    def end_offsets(self, topic: str) -> Mapping[int, int]:
+        """Return where each partition ends, or the first transaction that is still open."""
+        return kafka_clients.end_offsets(self.settings.kafka, topic, committed=True)
+
+    def is_compacted(self, topic: str) -> bool:
+        """Tell whether records are taken out of the topic's middle."""
+        with kafka_admin(self.settings.kafka) as admin:
+            resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+            found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
+        return "compact" in str(found["cleanup.policy"]["value"])
+
+    def read(self, topic: str, *, committed: bool = False) -> Iterator[Record]:
+        """Yield the records up to the topic's end, in the order of each partition."""
+        return kafka_clients.read_partitions(self.settings.kafka, topic, committed=committed)

@@ -1,0 +1,207 @@
+"""`lrurec verify`: proof, from the topics alone, that every promise held up to what is committed.
+
+An oracle beside the stream, which shares with it the decoder of records, the codec of rows and the
+reading of releases, and nothing else: it applies the log with lists and dicts, scans every history
+anew, and scores every item for every list that it can.
+
+A stream may run meanwhile. What was committed is asked for first, then rows, interactions and
+recommendations are read, each to its end: so everything that a commit promises is there, and events
+are there for all that a row tells. What is too new to be judged is left out.
+
+Rows and recommendations are judged by the settings, which have to be the worker's.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from pipeline.cluster.topics import changelog_name
+from pipeline.events import EventDecoder
+from pipeline.settings import Settings
+from pipeline.verification.letters import LetterCheck
+from pipeline.verification.lists import (
+    KnownRelease,
+    OutputRules,
+    announced_versions,
+    barred_items,
+    read_releases,
+)
+from pipeline.verification.oracle import LogOracle, PartitionLog, UserOf, hash_of
+from pipeline.verification.outputs import OutputCheck
+from pipeline.verification.report import Findings, Kind, OffsetCounts, OutputCounts, VerifyReport
+from pipeline.verification.rows import RowCheck, Rows, read_rows
+from pipeline.verification.states import StateCheck
+from pipeline.verification.topics import KafkaTopics, Topics
+
+
+def verify(
+    settings: Settings,
+    *,
+    sample: int | None = None,
+    topics: Topics | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> VerifyReport:
+    """Check everything.
+
+    Args:
+        settings: Those of the worker.
+        sample: Compute the states and lists of so many users only, chosen by a hash; None: of all.
+            Everything else is checked of every user.
+        topics: What to read; None: the cluster of the settings.
+        on_stage: Told what is being done.
+
+    Raises:
+        BrokerUnavailable: No answer.
+        TopicMismatch: A topic is missing.
+        state.errors.StateFormatUnknown: A row is of a later format.
+    """
+    topics = topics or KafkaTopics(settings)
+    return _Verification(settings, topics, on_stage).run(sample)
+
+
+class _Verification:
+    def __init__(self, settings: Settings, topics: Topics, on_stage: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._names = settings.topics
+        self._topics = topics
+        self._on_stage = on_stage
+        self._findings = Findings()
+
+    def run(self, sample: int | None) -> VerifyReport:
+        started_s = time.monotonic()
+        findings, topics, names = self._findings, self._topics, self._names
+        committed = topics.committed_offsets()
+        self._on_stage("reading state rows")
+        changelog = changelog_name(self._settings.worker.app_id)
+        rows = read_rows(topics.read(changelog, committed=True))
+        self._on_stage("reading interactions")
+        oracle = self._read_log(committed)
+        self._on_stage("reading dead letters")
+        letters = self._check_letters(oracle)
+        self._on_stage("reading recommendations")
+        releases = read_releases(topics.read(names.models))
+        rules = self._rules(rows, oracle, releases, sample)
+        row_check = RowCheck(oracle, rows, least_ring=rules.least_ring, findings=findings)
+        row_check.run()
+        outputs = self._check_outputs(oracle, rows, releases, rules)
+        self._on_stage("computing states and lists anew")
+        states = StateCheck(oracle, releases, rules, findings)
+        states.run(row_check.tasks, outputs.lists)
+        counts, unverifiable = findings.counts, row_check.unverifiable | states.unverifiable
+        return VerifyReport(
+            users=len(oracle.users),
+            rows=len(rows.newest),
+            rows_wrong=counts[Kind.ROW],
+            states=states.states,
+            states_different=counts[Kind.STATE],
+            states_unverifiable=len(unverifiable),
+            max_abs_diff=states.max_abs_diff,
+            max_abs_diff_at=states.max_abs_diff_at,
+            offsets=self._count_offsets(oracle, row_check.missing, letters.missing),
+            outputs=OutputCounts(
+                checked=outputs.checked,
+                lists=states.lists,
+                short=counts[Kind.SHORT],
+                missing=counts[Kind.NO_OUTPUT],
+                wrong=counts[Kind.OUTPUT],
+                unverifiable=outputs.unverifiable,
+            ),
+            stale=counts[Kind.STALE],
+            dead_letters_wrong=counts[Kind.LETTER],
+            dead_letters_unverifiable=letters.unverifiable,
+            releases_unreadable=sum(known.release is None for known in releases),
+            seconds=time.monotonic() - started_s,
+            findings=tuple(findings.first),
+        )
+
+    def _read_log(self, committed: Mapping[int, int]) -> LogOracle:
+        topics, name = self._topics, self._names.interactions
+        first, end = topics.first_offsets(name), topics.end_offsets(name)
+        is_compacted = topics.is_compacted(name)
+        partitions = {
+            p: PartitionLog(
+                first=first[p],
+                end=end[p],
+                committed=committed.get(p, first[p]),
+                compacted=is_compacted,
+            )
+            for p in first
+        }
+        oracle = LogOracle(EventDecoder(self._settings.fields), partitions)
+        for record in topics.read(name, committed=True):  # as the worker reads
+            if record.offset < partitions[record.partition].end:
+                oracle.take(record)
+        return oracle
+
+    def _rules(
+        self, rows: Rows, oracle: LogOracle, releases: Sequence[KnownRelease], sample: int | None
+    ) -> OutputRules:
+        """Work out what lists have to keep to, by the settings and by all that rows tell."""
+        recommend = self._settings.recommend
+        rings = {self._settings.ring, *(layout.ring for layout in rows.layouts)}
+        if recommend.ring is None:
+            rings |= {known.release.config.max_length for known in releases if known.release}
+        sizes = {recommend.top_k, *(layout.recommended for layout in rows.layouts)}
+        sampled = None
+        if sample is not None:
+            sampled = frozenset(sorted(oracle.users, key=_place)[:sample])
+        return OutputRules(
+            sizes=frozenset(sizes - {0}),
+            exclude_seen=recommend.exclude_seen,
+            least_ring=min(rings),
+            most_ring=max(rings),
+            barred=barred_items(self._topics.read(self._names.items)),
+            sampled=sampled,
+        )
+
+    def _check_letters(self, oracle: LogOracle) -> LetterCheck:
+        names = self._names
+        check = LetterCheck(oracle, names.interactions, self._findings)
+        first = self._topics.first_offsets(names.dead_letters)
+        for record in self._topics.read(names.dead_letters):
+            check.take(record)
+        check.finish(first)
+        return check
+
+    def _check_outputs(
+        self, oracle: LogOracle, rows: Rows, releases: Sequence[KnownRelease], rules: OutputRules
+    ) -> OutputCheck:
+        topics, names = self._topics, self._names
+        by_version = {known.version: known for known in releases}
+        check = OutputCheck(oracle, rows, by_version, rules, self._findings)
+        first = topics.first_offsets(names.recommendations)
+        for record in topics.read(names.recommendations):
+            check.take(record)
+        announced = announced_versions(topics.read(names.models))
+        check.finish(topics.end_offsets(names.interactions), first, announced)
+        return check
+
+    def _count_offsets(
+        self, oracle: LogOracle, missing_events: int, missing_letters: int
+    ) -> OffsetCounts:
+        logs = oracle.partitions.items()
+        for partition, log in logs:
+            if log.beyond_end:
+                self._findings.add(
+                    Kind.MISSING,
+                    partition,
+                    log.end,
+                    "committed offset",
+                    f"at most {log.end}, the end of the topic",
+                    log.committed,
+                    count=log.beyond_end,
+                )
+        beyond = sum(log.beyond_end for _, log in logs)
+        return OffsetCounts(
+            applied=sum(log.applied for _, log in logs) - missing_events,
+            duplicate=sum(log.duplicate for _, log in logs),
+            skipped=sum(log.skipped for _, log in logs),
+            dead=sum(log.dead for _, log in logs) - missing_letters,
+            without_record=sum(log.without_record for _, log in logs),
+            missing=missing_events + missing_letters + beyond,
+            pending=sum(log.pending for _, log in logs),
+        )
+
+
+def _place(user: UserOf) -> tuple[int, UserOf]:
+    """Return where a user stands in an order that has nothing to do with its id or activity."""
+    return hash_of(f"{user[0]} {user[1].hex()}"), user

@@ -1,0 +1,1 @@
+"""The worker: micro-batches, ranking, hot rows, hot swap."""

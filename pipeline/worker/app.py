@@ -1,0 +1,265 @@
+"""The worker put together: settings in, a Faust worker out. Nothing happens at import.
+
+Order of a start: everything that can be wrong is checked (versions, settings, topics, port, folder)
+before the first record is asked for; the newest release is loaded; then the worker joins its group.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import faust
+import torch
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from pipeline.cluster.clients import aiokafka_options, faust_credentials, read_partitions
+from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics
+from pipeline.engine.app import EngineApp, create_engine_app
+from pipeline.engine.compat import untested_versions
+from pipeline.engine.options import EngineOptions
+from pipeline.metrics import Metrics, serve
+from pipeline.settings import Settings
+from pipeline.worker.catalogue import Catalogue
+from pipeline.worker.data_folder import claim_data_folder
+from pipeline.worker.hotswap import Swapper
+from pipeline.worker.recommend import RecommendationProcessor
+from pipeline.worker.releases import TopicFollower
+from pipeline.worker.served_model import ModelHolder, choose_device
+from state.rocks import RocksStore
+from state.store import StateStore
+
+logger = logging.getLogger(__name__)
+
+LAG_PERIOD_S = 1.0
+METADATA_AGE_MS = 30_000  # how soon a worker learns that its topic has other partitions
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """Return what the engine needs to know of the settings."""
+    worker, kafka = settings.worker, settings.kafka
+    return EngineOptions(
+        kafka=aiokafka_options(kafka),
+        app_id=worker.app_id,
+        source=settings.topics.interactions,
+        output=settings.topics.recommendations,
+        dead_letters=settings.topics.dead_letters,
+        changelog=changelog_name(worker.app_id),
+        compression=None if settings.topics.compression == "none" else settings.topics.compression,
+        batch_events=worker.batch_events,
+        max_chunk_records=max(1, worker.batch_events // 4),
+        fetch_min_bytes=kafka.fetch_min_bytes,
+        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
+        checkpoint_interval_s=worker.checkpoint_interval_s,
+        checkpoint_max_rows=worker.checkpoint_max_rows,
+        session_timeout_s=kafka.session_timeout_s,
+        drain_timeout_s=worker.drain_timeout_s,
+        stop_deadline_s=worker.stop_deadline_s,
+        restore_deadline_s=worker.restore_deadline_s,
+        watchdog_s=worker.watchdog_s,
+    )
+
+
+def create_app(
+    settings: Settings,
+    store: StateStore,
+    holder: ModelHolder,
+    catalogue: Catalogue,
+    metrics: Metrics,
+    *,
+    partitions: int,
+    at_stage: Callable[[str], None] | None = None,
+) -> EngineApp:
+    """Build the Faust app; nothing connects before it is started.
+
+    Args:
+        settings: All settings.
+        store: Keeps the rows.
+        holder: The model that serves and the one that will.
+        catalogue: What may not be recommended now.
+        metrics: Counts what happens.
+        partitions: Partition count of the interactions topic.
+        at_stage: For crash tests: told every stage of a batch and of a checkpoint that is reached.
+    """
+    device = choose_device(settings.worker.device)
+    processor = RecommendationProcessor(settings, store, holder, catalogue, metrics, device)
+    kafka = settings.kafka
+    app = create_engine_app(
+        engine_options(settings),
+        processor,
+        store,
+        partitions=partitions,
+        data_dir=settings.worker.data_dir / "faust",
+        table_name=TABLE_NAME,
+        on_checkpoint=metrics.count_checkpoint,
+        at_stage=at_stage,
+        broker_credentials=faust_credentials(kafka),
+        broker_heartbeat_interval=kafka.heartbeat_interval_s,
+        broker_rebalance_timeout=kafka.rebalance_timeout_s,
+        broker_request_timeout=max(40.0, 2 * kafka.session_timeout_s),
+        broker_commit_interval=0.5,
+        consumer_max_fetch_size=kafka.max_fetch_bytes,
+        consumer_metadata_max_age_ms=METADATA_AGE_MS,
+        consumer_group_instance_id=kafka.group_instance_id,
+        table_standby_replicas=0,
+        web_enabled=False,
+    )
+    app.on_restored_rows = metrics.restored_rows.inc
+
+    def on_assignment(owned: set[int], seconds: float) -> None:
+        metrics.partitions_owned.set(len(owned))
+        metrics.restore_seconds.observe(seconds)
+
+    app.on_assignment = on_assignment
+
+    @app.task
+    async def observe_lag() -> None:
+        while not app.should_stop:
+            metrics.set_lag(app.stream_service.lags())
+            await asyncio.sleep(LAG_PERIOD_S)
+
+    return app
+
+
+class StreamWorker(faust.Worker):
+    """Faust's worker, which neither takes over logging nor draws on the terminal."""
+
+    def __init__(self, app: EngineApp, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            app, loop=loop, override_logging=False, redirect_stdouts=False, quiet=True, daemon=True
+        )
+        self.spinner = None
+
+    async def _sentinel_task(self) -> None:
+        """Stock sleeps a second at the end of every stop."""
+
+
+@dataclass
+class Worker:
+    """A worker that is ready to run.
+
+    Attributes:
+        app: Its Faust app.
+        store: Its rows.
+        metrics_port: Where /metrics is answered; None: nowhere.
+    """
+
+    app: EngineApp
+    store: RocksStore
+    metrics_port: int | None
+    _faust: StreamWorker
+    _closers: list[Callable[[], Any]]
+
+    def run(self) -> None:
+        """Run until a signal stops it; leaves by SystemExit with Faust's exit code."""
+        try:
+            self._faust.execute_from_commandline()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of threads, port and folder."""
+        while self._closers:
+            self._closers.pop()()
+
+
+def create_worker(
+    settings: Settings,
+    registry: CollectorRegistry,
+    *,
+    at_stage: Callable[[str], None] | None = None,
+) -> Worker:
+    """Check everything, load the newest release and build a worker.
+
+    Args:
+        settings: All settings.
+        registry: Where the metrics live.
+        at_stage: For crash tests, see `create_app`.
+
+    Raises:
+        PipelineError: Something is not as the settings say; one line that says what to do.
+        state.errors.StateError: The data folder is in use or damaged.
+    """
+    for line in untested_versions():
+        logger.warning("%s; the engine uses private names of it", line)
+    partitions = require_topics(settings)
+    if settings.worker.threads is not None:
+        torch.set_num_threads(settings.worker.threads)
+    closers: list[Callable[[], Any]] = []
+    try:
+        store = RocksStore(settings.worker.data_dir / "states", settings.store)
+        closers.append(store.close_all)
+        claim_data_folder(settings)
+        metrics = Metrics(registry)
+        metrics.watch_store(store.stats)
+        swapper = Swapper(settings, metrics)
+        models_from = swapper.catch_up()
+        catalogue = Catalogue()
+        items_from = _read_catalogue(settings, catalogue)
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        app = create_app(
+            settings,
+            store,
+            swapper.holder,
+            catalogue,
+            metrics,
+            partitions=partitions,
+            at_stage=at_stage,
+        )
+        health = HealthReport(app)
+        server = serve(
+            registry,
+            settings.metrics.host,
+            settings.metrics.port,
+            health=health.alive,
+            ready=health.ready,
+        )
+        if server is not None:
+            closers.append(server.close)
+        followers = [
+            TopicFollower(settings, settings.topics.models, swapper.apply, models_from),
+            TopicFollower(settings, settings.topics.items, catalogue.apply, items_from),
+        ]
+        for follower in followers:
+            follower.start()
+            closers.append(follower.stop)
+        port = None if server is None else server.port
+        return Worker(app, store, port, StreamWorker(app, loop), closers)
+    except BaseException:
+        while closers:
+            closers.pop()()
+        raise
+
+
+def _read_catalogue(settings: Settings, catalogue: Catalogue) -> dict[int, int]:
+    """Read the items topic to its present end; where to follow it from."""
+    following: dict[int, int] = {}
+    for record in read_partitions(settings.kafka, settings.topics.items):
+        following[record.partition] = record.offset + 1
+        try:
+            catalogue.apply(record.key, record.value)
+        except ValueError as error:
+            logger.error("%s offset %d: %s", record.topic, record.offset, error)
+    return following
+
+
+class HealthReport:
+    """Answers for /healthz and /readyz; asked from the thread of the metrics server."""
+
+    def __init__(self, app: EngineApp) -> None:
+        self._app = app
+
+    def alive(self) -> tuple[bool, str]:
+        """Tell whether work that waits makes progress."""
+        stuck_s = self._app.stream_service.pulse.seconds_without_progress()
+        limit_s = self._app.engine_options.watchdog_s
+        return stuck_s < limit_s, f"{stuck_s:.1f} s without progress (limit {limit_s:g} s)"
+
+    def ready(self) -> tuple[bool, str]:
+        """Tell whether the worker's partitions flow."""
+        owned = sorted(self._app.stream_service.partitions)
+        flowing = not self._app.rebalancing and self._app.tables.actives_ready
+        return flowing, f"partitions {owned}" if flowing else "waiting for partitions or their rows"

@@ -1,0 +1,65 @@
+"""What a worker's data folder belongs to, so that its states are never taken for another topic's.
+
+States name offsets of the topic that they reflect. Of a topic that was deleted and made anew, whose
+offsets begin again, every event would seem to be applied already.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from pipeline.cluster.clients import kafka_admin
+from pipeline.errors import TopicMismatch
+from pipeline.settings import Settings
+
+NO_ID = "00000000-0000-0000-0000-000000000000"  # of a cluster that is older than topic ids
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of the file `owner.json` in the folder."""
+
+    app_id: str
+    topic: str
+    topic_id: str
+
+
+def claim_data_folder(settings: Settings) -> None:
+    """Note in the data folder what its states reflect; called by who holds the folder.
+
+    Raises:
+        BrokerUnavailable: No answer from Kafka.
+        TopicMismatch: The folder belongs to another topic or application.
+    """
+    name, folder = settings.topics.interactions, settings.worker.data_dir
+    with kafka_admin(settings.kafka) as admin:
+        (topic,) = admin.describe_topics([name])
+    topic_id = str(topic.get("topic_id", NO_ID))
+    owner = Owner(app_id=settings.worker.app_id, topic=name, topic_id=topic_id)
+    path = folder / "owner.json"
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Owner)
+    except FileNotFoundError:
+        _write(path, msgspec.json.encode(owner))
+        return
+    except (OSError, ValueError) as error:
+        msg = f"{path}: expected what the folder belongs to, got {error}; remove the folder"
+        raise TopicMismatch(msg) from error
+    is_another = found.topic_id != owner.topic_id and NO_ID not in (found.topic_id, owner.topic_id)
+    if is_another or found.app_id != owner.app_id:
+        msg = (
+            f"{folder}: its states are of {_name(found)}, not of {_name(owner)}: give "
+            f"--worker.data-dir another folder; where the topic was made anew, begin anew with "
+            f"another --worker.app-id too"
+        )
+        raise TopicMismatch(msg)
+
+
+def _name(owner: Owner) -> str:
+    return f"topic {owner.topic} (id {owner.topic_id}) by application {owner.app_id}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    written = path.with_suffix(".new")
+    written.write_bytes(content)
+    os.replace(written, path)

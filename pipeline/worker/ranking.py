@@ -1,0 +1,230 @@
+"""From states and new events to ranked lists, for all users of a micro-batch at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.worker.catalogue import Catalogue
+from pipeline.worker.histories import Histories, last_of_each
+from pipeline.worker.hot_rows import HotRows
+from pipeline.worker.popularity import Popularity
+from pipeline.worker.served_model import ServedModel
+
+Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+SOURCES = ("model", "cold_start", "fallback")
+MODEL, COLD_START, FALLBACK = range(3)
+
+
+@dataclass(slots=True)
+class Applied:
+    """The events of a batch that change something; all arrays (e,).
+
+    Attributes:
+        user: int64, non-decreasing; a user's events come oldest first.
+        item: int64, index in the vocabulary; 0 where the release does not know the item.
+        item_hash: uint64, never 0.
+        item_ids: The ids themselves.
+        timestamp_ms: int64, of the event.
+        offset: int64, of the record.
+    """
+
+    user: Ints
+    item: Ints
+    item_hash: Hashes
+    item_ids: list[str]
+    timestamp_ms: Ints
+    offset: Ints
+
+
+@dataclass(slots=True)
+class Ranked:
+    """The lists of the users of a batch.
+
+    Attributes:
+        items: int64 (u, k), indices into `hashes` and `item_json`; 0 where nothing was left to
+            recommend.
+        scores: float32 (u, k), falling; meaningless where the item is 0.
+        source: int64 (u,), index into `SOURCES`.
+        hashes: uint64, by index; 0 at 0.
+        item_json: Beginning of each item in JSON, by index.
+        before: uint64 (e, k), the list in force before each applied event; None where it was not
+            asked for.
+    """
+
+    items: Ints
+    scores: npt.NDArray[np.float32]
+    source: Ints
+    hashes: Hashes
+    item_json: list[str]
+    before: Hashes | None = None
+
+    @property
+    def item_hash(self) -> Hashes:
+        """uint64 (u, k): the recommended items."""
+        return self.hashes[self.items]
+
+
+class Ranker:
+    """Advances states and ranks.
+
+    Args:
+        hot: The rows in use.
+        catalogue: What may not be recommended now.
+        k: Items in a list.
+        exclude_seen: Leave out what a row remembers of its user.
+    """
+
+    def __init__(self, hot: HotRows, catalogue: Catalogue, k: int, *, exclude_seen: bool) -> None:
+        self._hot = hot
+        self._catalogue = catalogue
+        self._k = k
+        self._exclude_seen = exclude_seen
+        self._cold_start: tuple[int, Tensor | None, Hashes] | None = None
+
+    def by_model(
+        self,
+        model: ServedModel,
+        slots: Ints,
+        applied: Applied,
+        histories: Histories | None,
+        *,
+        every_event: bool,
+    ) -> Ranked:
+        """Move the states over the events that the release knows, and rank for every user.
+
+        Args:
+            model: The release that serves; every state here was made by it.
+            slots: int64 (u,), the users' rows.
+            applied: Their new events.
+            histories: What they did; needed for `exclude_seen`.
+            every_event: Rank after every event rather than only after the last of each user, to
+                know the list that was in force before each (prequential measurement).
+        """
+        heads, known = self._hot.heads, np.flatnonzero(applied.item)
+        user, item = applied.user[known], applied.item[known]
+        last = last_of_each(user)
+        earlier = self._earlier_lists(model, slots) if every_event else None
+        outputs = self._advance(model, slots, user, item, last)
+        scored = np.arange(len(known)) if every_event else last
+        is_resting = np.ones(len(slots), np.bool_)
+        is_resting[user[last]] = False
+        resting = np.flatnonzero(is_resting)  # without a new item that the release knows
+        last_item = model.release.vocabulary.indices_of_hashes(heads["last_item"][slots[resting]])
+        vectors = [outputs[self._tensor(scored)], self._read(model, slots[resting], last_item)]
+        excluded = None
+        if self._exclude_seen and histories is not None:
+            size = heads["ring"].shape[1]
+            seen = [histories.after(known[scored], size), histories.at_end(resting, size)]
+            index = model.release.vocabulary.indices_of_hashes(np.concatenate(seen))
+            excluded = self._tensor(index)
+        scores, items = model.serving.top_k(
+            torch.cat(vectors), self._k, excluded, self._catalogue.unavailable(model)
+        )
+        lists = items.cpu().numpy()
+        list_of_user = np.empty(len(slots), np.int64)
+        list_of_user[user[last]] = last if every_event else np.arange(len(last))
+        list_of_user[resting] = len(scored) + np.arange(len(resting))
+        source = np.zeros(len(slots), np.int64)
+        source[resting[last_item == 0]] = COLD_START
+        ranked = Ranked(
+            lists[list_of_user],
+            scores.cpu().numpy()[list_of_user],
+            source,
+            model.hashes,
+            model.item_json,
+        )
+        if earlier is not None:
+            ranked.before = _lists_before(applied, earlier, model.hashes[lists[: len(known)]])
+        return ranked
+
+    def by_popularity(
+        self, popularity: Popularity, slots: Ints, applied: Applied, histories: Histories | None
+    ) -> Ranked:
+        """Rank for every user by what was popular so far; the answer while there is no release."""
+        k, size = self._k, self._hot.heads["ring"].shape[1]
+        hashes, item_json, counts = popularity.top_items(
+            k + size if self._exclude_seen else k, self._catalogue.unavailable_hashes()
+        )
+        candidates = np.arange(1, len(hashes))
+        items = np.zeros((len(slots), k), np.int64)
+        if self._exclude_seen and histories is not None:
+            for i, seen in enumerate(histories.at_end(np.arange(len(slots)), size)):
+                left = candidates[~np.isin(hashes[candidates], seen)][:k]
+                items[i, : len(left)] = left
+        else:
+            items[:, : len(candidates)] = candidates
+        scores = np.array(counts, np.float32)[items]
+        source = np.full(len(slots), FALLBACK)
+        before = self._hot.heads["recommended"][slots][applied.user]
+        return Ranked(items, scores, source, hashes, item_json, before)
+
+    def _advance(
+        self, model: ServedModel, slots: Ints, user: Ints, item: Ints, last: Ints
+    ) -> Tensor:
+        """Move the states of the users over their items; the outputs (e, d) after each."""
+        if not len(user):
+            return model.serving.cold_start()[None][:0]
+        at = slots[user[last]]
+        index = self._tensor(at)
+        counts = np.diff(last, prepend=-1)
+        state, outputs = model.serving.advance(
+            self._hot.hidden[index], self._tensor(item), torch.from_numpy(counts)
+        )
+        self._hot.hidden[index] = state
+        self._hot.heads["last_item"][at] = model.hashes[item[last]]
+        return outputs
+
+    def _read(self, model: ServedModel, slots: Ints, last_item: Ints) -> Tensor:
+        """Return the outputs (n, d) of states at rest; the cold start where nothing is known."""
+        vectors = model.cold_start.repeat(len(slots), 1)
+        warm = np.flatnonzero(last_item)
+        if len(warm):
+            states = self._hot.hidden[self._tensor(slots[warm])]
+            read = model.serving.readout(states, self._tensor(last_item[warm]))
+            vectors[self._tensor(warm)] = read
+        return vectors
+
+    def _earlier_lists(self, model: ServedModel, slots: Ints) -> Hashes:
+        """Return the lists (u, k) last made; the cold-start list for a user who never had one."""
+        lists = self._hot.heads["recommended"][slots]
+        is_new = ~lists.any(axis=1)
+        if is_new.any():
+            lists[is_new] = self._cold_start_list(model)
+        return lists
+
+    def _cold_start_list(self, model: ServedModel) -> Hashes:
+        """Return the list (k,) of a user without history, for this release and catalogue."""
+        unavailable = self._catalogue.unavailable(model)
+        kept = self._cold_start
+        if kept is None or kept[0] != model.weights_id or kept[1] is not unavailable:
+            _, items = model.serving.top_k(model.cold_start[None], self._k, None, unavailable)
+            hashes = model.hashes[items[0].cpu().numpy()]
+            self._cold_start = kept = (model.weights_id, unavailable, hashes)
+        return kept[2]
+
+    def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._hot.hidden.device)
+
+
+def _lists_before(applied: Applied, earlier: Hashes, after_known: Hashes) -> Hashes:
+    """Return the list (e, k) in force before each event.
+
+    Args:
+        applied: The events.
+        earlier: uint64 (u, k), each user's list from before the batch.
+        after_known: uint64 (n, k), the list after each event whose item the release knows.
+    """
+    is_known = applied.item > 0
+    known_so_far: Ints = np.cumsum(is_known) - is_known  # of all users
+    first = np.searchsorted(applied.user, applied.user)  # each event's user's first event
+    before = earlier[applied.user]
+    moved: npt.NDArray[np.bool_] = (
+        known_so_far > known_so_far[first]
+    )  # the user's list changed within the batch
+    before[moved] = after_known[known_so_far[moved] - 1]
+    return before

@@ -1,0 +1,301 @@
+"""A micro-batch, from records to moved states and recommendations.
+
+Runs in the compute thread. In order: change over to a waiting release, decode, find the rows, drop
+what was applied before, rebuild states that other weights made, move every state over its user's
+new items (one scan for all), rank, write the heads. The records decide everything: applied again
+from any earlier row they give the same states.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.cluster.topics import changelog_name
+from pipeline.engine.chunks import Chunk
+from pipeline.engine.processor import PartitionResult, Snapshot
+from pipeline.engine.stop import ExitCode, end_process
+from pipeline.events import EventDecoder
+from pipeline.metrics import Metrics
+from pipeline.settings import Settings
+from pipeline.worker.batch import MicroBatch, decode_chunks
+from pipeline.worker.catalogue import Catalogue
+from pipeline.worker.histories import Histories, is_in_list, last_of_each, repeats_recent
+from pipeline.worker.hot_rows import HotRows, SnapshotToken
+from pipeline.worker.popularity import Popularity
+from pipeline.worker.ranking import SOURCES, Applied, Ranked, Ranker
+from pipeline.worker.served_model import ModelHolder, ServedModel
+from pipeline.worker.wire import count_short, encode_recommendations
+from state.row import EVENT_IDS, RowLayout, append_items, ring_items
+from state.store import StateStore
+
+Ints = npt.NDArray[np.int64]
+
+
+class RecommendationProcessor:
+    """Implements `pipeline.engine.processor.Processor` with a model.
+
+    Args:
+        settings: All settings.
+        store: Keeps the rows.
+        holder: The model that serves and the one that will.
+        catalogue: What may not be recommended now.
+        metrics: Counts what happens.
+        device: Where hidden states live.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: StateStore,
+        holder: ModelHolder,
+        catalogue: Catalogue,
+        metrics: Metrics,
+        device: torch.device,
+    ) -> None:
+        recommend = settings.recommend
+        self._source = settings.topics.interactions
+        self._changelog = changelog_name(settings.worker.app_id)
+        self._store = store
+        self._holder = holder
+        self._metrics = metrics
+        self._decoder = EventDecoder(settings.fields)
+        self._k = recommend.top_k
+        self._exclude_seen = recommend.exclude_seen
+        self._prequential = recommend.prequential
+        layout = RowLayout(ring=settings.ring, recommended=self._k, blocks=1, channels=1)
+        self._hot = HotRows(layout, settings.worker.hot_rows, device, store, self._end_damaged)
+        self._ranker = Ranker(self._hot, catalogue, self._k, exclude_seen=self._exclude_seen)
+        self._popularity = Popularity()
+        self._awaiting: deque[Ints] = deque()
+        self._model: ServedModel | None = None
+        if holder.current is not None:
+            self._serve(holder.current)
+
+    # --- what the engine calls
+
+    def process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
+        """Apply the records and rank for every user they name."""
+        with torch.inference_mode():
+            return self._process(chunks)
+
+    def _process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
+        model = self._holder.take_next()
+        if model is not None:
+            self._serve(model)
+        clock = [time.perf_counter()]
+        index_of = self._model.index_of if self._model else {}
+        batch = decode_chunks(chunks, self._decoder, self._source, index_of)
+        clock.append(time.perf_counter())
+        slots, applied = self._load(batch)
+        clock.append(time.perf_counter())
+        ranked = self._advance_and_rank(slots, applied)
+        clock.append(time.perf_counter())
+        results = self._results(batch, slots, ranked)
+        clock.append(time.perf_counter())
+        self._awaiting.append(batch.record_ms)
+        self._count(batch, applied, ranked)
+        self._metrics.observe_stages(("decode", "load", "rank", "encode"), np.diff(clock))
+        return results
+
+    def snapshot(self, partition: int) -> Snapshot:
+        """Return what moved in the partition since the last snapshot."""
+        rows, token = self._hot.snapshot(partition)
+        return Snapshot(rows=list(rows), token=token)
+
+    def settled(self, partition: int, snapshot: Snapshot) -> None:
+        """Note that changelog and store hold the snapshot's rows."""
+        assert isinstance(snapshot.token, SnapshotToken)
+        self._hot.settled(partition, snapshot.token)
+
+    def forget(self, partition: int) -> None:
+        """Drop everything held of a partition."""
+        self._hot.forget(partition)
+
+    def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
+        """Tell which rows are intact and newer than the other ones, or those are damaged."""
+        layout = self._hot.layout
+        ours, others = layout.decode(rows), layout.decode(than)
+        more = ours.heads["offset"] > others.heads["offset"]
+        keep: list[bool] = (~ours.damaged & (others.damaged | more)).tolist()
+        return keep
+
+    def sent(self, now_s: float) -> None:
+        """Note that the outputs of the oldest unsent batch left. May be called from any thread."""
+        record_ms = self._awaiting.popleft()
+        self._metrics.event_to_recommendation.observe_many(now_s - record_ms / 1000)
+
+    # --- stages
+
+    def _serve(self, model: ServedModel) -> None:
+        """Go over to a release; the states follow when they are used."""
+        if model.layout != self._hot.layout:
+            self._hot.relayout(model.layout)
+        self._model = model
+        self._popularity.adopt(model)
+        self._metrics.model_version.set(model.version)
+
+    def _load(self, batch: MicroBatch) -> tuple[Ints, Applied]:
+        """Find the users' rows, bring them to the weights that serve, and find what they lack."""
+        hot = self._hot
+        hits, misses = hot.hits, hot.misses
+        hot.tick()
+        found = [hot.find(partition, keys) for partition, keys in batch.users.items()]
+        slots = np.concatenate(found) if found else np.empty(0, np.int64)
+        self._metrics.count_hot_rows(hot.hits - hits, hot.misses - misses, len(hot))
+        fresh = batch.offset > hot.heads["offset"][slots][batch.user]
+        if batch.event_id.any():
+            self._drop_repeats(batch, slots, fresh)
+        if self._model is not None:
+            self._rebuild(self._model, slots)
+        applied = Applied(
+            user=batch.user[fresh],
+            item=batch.item[fresh],
+            item_hash=batch.item_hash[fresh],
+            item_ids=[batch.item_ids[i] for i in np.flatnonzero(fresh).tolist()],
+            timestamp_ms=batch.timestamp_ms[fresh],
+            offset=batch.offset[fresh],
+        )
+        return slots, applied
+
+    def _drop_repeats(self, batch: MicroBatch, slots: Ints, fresh: npt.NDArray[np.bool_]) -> None:
+        """Clear `fresh` where an event's id is among its user's last ones; note the new ids."""
+        event_ids = self._hot.heads["event_ids"]
+        recent: dict[int, deque[int]] = {}
+        for event in np.flatnonzero(fresh & (batch.event_id != 0)).tolist():
+            slot = int(slots[batch.user[event]])
+            if slot not in recent:
+                recent[slot] = deque(filter(None, event_ids[slot].tolist()), maxlen=EVENT_IDS)
+            event_id = int(batch.event_id[event])
+            if event_id in recent[slot]:
+                fresh[event] = False
+            else:
+                recent[slot].append(event_id)
+        for slot, ids in recent.items():
+            event_ids[slot, : len(ids)] = list(ids)
+
+    def _rebuild(self, model: ServedModel, slots: Ints) -> None:
+        """Compute anew, from the remembered items, every state that other weights made."""
+        heads, hot = self._hot.heads, self._hot
+        stale = slots[heads["weights_id"][slots] != model.weights_id]
+        if not len(stale):
+            return
+        remembered, lengths = ring_items(heads[stale])
+        item = model.release.vocabulary.indices_of_hashes(remembered)
+        known = item > 0
+        counts = known.sum(axis=1)
+        warm = np.flatnonzero(counts)
+        state = model.serving.init_state(len(stale))
+        if len(warm):
+            state[torch.from_numpy(warm)], _ = model.serving.advance(
+                model.serving.init_state(len(warm)),
+                torch.from_numpy(item[known]).to(hot.hidden.device),
+                torch.from_numpy(counts[warm]),
+            )
+        hot.hidden[torch.from_numpy(stale).to(hot.hidden.device)] = state
+        newest = known.shape[1] - 1 - known[:, ::-1].argmax(axis=1)
+        heads["last_item"][stale] = np.where(counts, remembered[np.arange(len(stale)), newest], 0)
+        heads["started_at"][stale] = heads["event_count"][stale] - lengths
+        heads["weights_id"][stale] = model.weights_id
+        heads["model_version"][stale] = model.version
+        self._metrics.states_rebuilt.inc(int(np.count_nonzero(lengths)))
+
+    def _advance_and_rank(self, slots: Ints, applied: Applied) -> Ranked:
+        """Move states and heads, measure the lists of before, make the new ones."""
+        heads, model, histories = self._hot.heads, self._model, None
+        measure = self._prequential and model is not None and len(applied.user) > 0
+        if measure or self._exclude_seen:
+            remembered, lengths = ring_items(heads[slots])
+            histories = Histories(remembered, lengths, applied.user, applied.item_hash)
+        if measure and histories is not None:
+            self._measure_baselines(applied, histories)
+        self._popularity.add(applied.item, applied.item_hash, applied.item_ids)
+        if model is None:
+            ranked = self._ranker.by_popularity(self._popularity, slots, applied, histories)
+        else:
+            ranked = self._ranker.by_model(model, slots, applied, histories, every_event=measure)
+        if measure and ranked.before is not None:
+            hits = is_in_list(ranked.before, applied.item_hash)
+            self._metrics.prequential_hits["model"].inc(int(hits.sum()))
+        self._move_heads(slots, applied)
+        heads["recommended"][slots] = ranked.item_hash
+        if model is not None:
+            stale = int(np.count_nonzero(heads["weights_id"][slots] != model.weights_id))
+            self._metrics.stale_states_served.inc(stale)
+        return ranked
+
+    def _move_heads(self, slots: Ints, applied: Applied) -> None:
+        if not len(applied.user):
+            return
+        heads = self._hot.heads
+        append_items(heads, slots[applied.user], applied.item_hash)
+        last = last_of_each(applied.user)
+        moved = slots[applied.user[last]]
+        late = applied.timestamp_ms[last] < heads["timestamp_ms"][moved]
+        self._metrics.late_events.inc(int(np.count_nonzero(late)))
+        heads["offset"][moved] = applied.offset[last]
+        heads["timestamp_ms"][moved] = applied.timestamp_ms[last]
+
+    def _measure_baselines(self, applied: Applied, histories: Histories) -> None:
+        """Count what popularity and repeat-last would have hit, knowing what the model knew."""
+        metrics, everything = self._metrics, np.arange(len(applied.user))
+        window = histories.before(everything, self._hot.layout.ring)
+        repeats = repeats_recent(window, applied.item_hash, self._k)
+        popular = np.isin(applied.item_hash, self._popularity.top_hashes(self._k))
+        metrics.prequential_events.inc(len(everything))
+        metrics.prequential_hits["repeat_last"].inc(int(repeats.sum()))
+        metrics.prequential_hits["popularity"].inc(int(popular.sum()))
+
+    def _results(self, batch: MicroBatch, slots: Ints, ranked: Ranked) -> list[PartitionResult]:
+        """Mark the rows as moved and put the outputs into their wire form."""
+        version = self._model.version if self._model else 0
+        results, first = [], 0
+        for partition, keys in batch.users.items():
+            at = slots[first : first + len(keys)]
+            self._hot.heads["partition"][at] = partition
+            # Also where every event was a repeat: a kill between two confirmations
+            # must lose no output.
+            self._hot.mark_moved(partition, at)
+            outputs = encode_recommendations(
+                partition, keys, self._hot.heads[at], ranked, first, version
+            )
+            letters = [dead.letter for dead in batch.dead.get(partition, ())]
+            newest = int(self._hot.heads["offset"][at].max(initial=-1))
+            moved = self._hot.moved_rows(partition)
+            results.append(PartitionResult(partition, outputs, letters, moved, newest))
+            first += len(keys)
+        return results
+
+    def _count(self, batch: MicroBatch, applied: Applied, ranked: Ranked) -> None:
+        metrics = self._metrics
+        dead = Counter(record.reason for records in batch.dead.values() for record in records)
+        metrics.count_events(
+            applied=len(applied.user),
+            duplicate=len(batch.user) - len(applied.user),
+            skipped=batch.skipped,
+            unknown_item=int(np.count_nonzero(applied.item == 0)),
+            dead=dead,
+        )
+        metrics.count_recommendations(
+            {SOURCES[i]: n for i, n in enumerate(np.bincount(ranked.source, minlength=3).tolist())},
+            short=count_short(ranked),
+        )
+        if len(applied.timestamp_ms):
+            metrics.last_event_timestamp.set(int(applied.timestamp_ms.max()) / 1000)
+
+    def _end_damaged(self, partition: int, key: bytes) -> None:
+        self._store.destroy(partition)
+        end_process(
+            ExitCode.DAMAGED_ROW,
+            "partition %d: a local state row is damaged (checksum). The partition's local copy was "
+            "removed; start the worker again and it is restored from the changelog. Where it says "
+            "so again, the changelog's row is damaged too: send a null value with key %a to "
+            "partition %d of %s, and the user begins anew.",
+            partition,
+            key,
+            partition,
+            self._changelog,
+        )

@@ -1,0 +1,193 @@
+"""Releases on the models topic: announcing one, finding the newest, following what comes.
+
+The topic is compacted and has one partition; its last record names the release to serve, so
+announcing an older release again is how one goes back.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
+
+from models.errors import ModelError
+from models.release import Release, read_release
+from pipeline.cluster.clients import kafka_python_options, read_partitions, wait_for_kafka
+from pipeline.errors import BrokerUnavailable, PipelineError, SwapRejected
+from pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+POLL_MS = 500
+RECONNECT_MS = 1000  # kafka-python's default leaves half a minute without releases after an outage
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+    """The value of a record on the models topic.
+
+    Attributes:
+        version: The release's version.
+        location: Its folder, as the workers see it.
+        manifest_sha256: Digest of its manifest, which holds the digests of everything else.
+        created: ISO 8601, UTC.
+        metrics: As in the manifest.
+    """
+
+    version: int
+    location: str
+    manifest_sha256: str
+    created: str
+    metrics: dict[str, object] = {}
+
+
+def announce(settings: Settings, release: Release) -> Announcement:
+    """Make running and later workers serve this release.
+
+    Raises:
+        BrokerUnavailable: The announcement was not confirmed.
+    """
+    announcement = Announcement(
+        version=release.version,
+        location=str(release.path.resolve()),
+        manifest_sha256=release.manifest_sha256,
+        created=release.created,
+        metrics=dict(release.metrics),
+    )
+    topic = settings.topics.models
+    key = str(release.version).encode()
+    wait_for_kafka(settings.kafka)
+    try:
+        producer = KafkaProducer(**kafka_python_options(settings.kafka), acks="all")
+        try:
+            value = msgspec.json.encode(announcement)
+            producer.send(topic, key=key, value=value, partition=0).get(30)
+        finally:
+            producer.close(timeout=5)
+    except KafkaError as error:
+        msg = f"{topic}: release {release.version} was not announced: {error!r}"
+        raise BrokerUnavailable(msg) from error
+    return announcement
+
+
+def read_announcements(settings: Settings) -> Iterator[tuple[int, Announcement]]:
+    """Yield (offset, announcement) of the models topic to its present end, oldest first."""
+    for record in read_partitions(settings.kafka, settings.topics.models):
+        announcement = decode_announcement(record.value)
+        if announcement is not None:
+            yield record.offset, announcement
+
+
+def decode_announcement(value: bytes | None) -> Announcement | None:
+    """Return the announcement; None for a tombstone or bytes that are none (logged)."""
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value, type=Announcement)
+    except ValueError as error:  # msgspec's own, and that of a text that is no UTF-8
+        logger.error("models topic: a record is no announcement: %s", error)
+        return None
+
+
+def open_announced(announcement: Announcement) -> Release:
+    """Read the announced release and hold it to its digests.
+
+    Raises:
+        SwapRejected: It is missing, damaged, of another format or not the one announced.
+    """
+    try:
+        release = read_release(
+            Path(announcement.location), expected_manifest_sha256=announcement.manifest_sha256
+        )
+    except (ModelError, ValueError) as error:  # the latter of a location that can be no path
+        msg = f"release {announcement.version} at {announcement.location}: {error}"
+        raise SwapRejected(msg) from error
+    if release.version != announcement.version:
+        msg = (
+            f"release at {announcement.location}: version {announcement.version} was announced, "
+            f"its manifest says {release.version}"
+        )
+        raise SwapRejected(msg)
+    return release
+
+
+class TopicFollower:
+    """A thread that hands every record of a small topic, from an offset on, to a function.
+
+    Belongs to no consumer group: every worker follows the whole topic. A broker that is away is
+    waited for.
+
+    Args:
+        settings: The cluster.
+        topic: Name of the topic.
+        handle: Called in the thread with (key, value); what it raises is logged, and the next
+            record comes.
+        start: First offset of each partition; from the beginning where none is given.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        topic: str,
+        handle: Callable[[bytes | None, bytes | None], None],
+        start: dict[int, int] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._handle = handle
+        self._start = start or {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"follow {topic}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+            except Exception as error:  # a thread that ended would leave the worker deaf for ever
+                logger.warning("%s: %r; trying again", self._topic, error)
+                self._stopping.wait(1.0)
+
+    def _follow(self) -> None:
+        consumer = KafkaConsumer(
+            **kafka_python_options(self._settings.kafka),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            reconnect_backoff_max_ms=RECONNECT_MS,
+        )
+        try:
+            numbers = consumer.partitions_for_topic(self._topic)
+            if not numbers:  # nothing would ever come
+                msg = f"{self._topic} is not known to the broker"
+                raise BrokerUnavailable(msg)
+            partitions = [TopicPartition(self._topic, number) for number in sorted(numbers)]
+            consumer.assign(partitions)
+            for tp in partitions:
+                consumer.seek(tp, self._start.get(tp.partition, 0))
+            while not self._stopping.is_set():
+                for tp, records in consumer.poll(timeout_ms=POLL_MS).items():
+                    for record in records:
+                        self._take(record.key, record.value)
+                        self._start[tp.partition] = record.offset + 1
+        finally:
+            consumer.close()
+
+    def _take(self, key: bytes | None, value: bytes | None) -> None:
+        try:
+            self._handle(key, value)
+        except (PipelineError, ModelError, ValueError) as error:
+            logger.error("%s: %s", self._topic, error)
+        except Exception:  # a bug; the records behind this one are still wanted
+            logger.exception("%s: a record could not be applied", self._topic)
