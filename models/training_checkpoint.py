@@ -26,6 +26,13 @@ class ResumeMismatch(ModelError):
     """
 
 
+class CheckpointUnwritable(ModelError):
+    """A training checkpoint cannot be written; the one before it, if any, is still whole.
+
+    Operator action: make room on the disk, then train again with `--resume`.
+    """
+
+
 def training_identity(
     config: ModelConfig,
     training: TrainingConfig,
@@ -60,13 +67,23 @@ def training_identity(
 def write_training_checkpoint(
     path: Path, identity: dict[str, Any], content: dict[str, Any]
 ) -> None:
-    """Replace the file at `path`: after a crash it holds the old checkpoint or the new one."""
+    """Replace the file at `path`: after a crash it holds the old checkpoint or the new one.
+
+    Raises:
+        CheckpointUnwritable: the operating system refuses; the old checkpoint stays.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save({"identity": identity, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"identity": identity, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch turns what the system says into the latter
+        temporary.unlink(missing_ok=True)
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        msg = f"{path}: the training checkpoint cannot be written: {cause}"
+        raise CheckpointUnwritable(msg) from error
 
 
 def read_training_checkpoint(

@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Entry] = {
     "import-checkpoint": Entry(
         "pipeline.commands.import_checkpoint", "make a release of the authors' checkpoint"
     ),
+    "announce": Entry("pipeline.commands.announce", "make workers serve a release"),
     "score": Entry("pipeline.commands.score", "one answer offline, by scan and by steps"),
     "verify": Entry("pipeline.commands.verify", "hold every state against the log"),
     "watch": Entry("pipeline.commands.watch", "follow recommendations with titles"),

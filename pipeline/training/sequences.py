@@ -8,6 +8,7 @@ an interrupted training finds the same data again.
 An event takes 16 bytes while it is read, a user the bytes of its key and a dictionary's entry.
 """
 
+import logging
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,15 @@ from xxhash import xxh3_64_intdigest
 
 from models.evaluation import Holdout
 from models.packing import Indices
-from models.vocabulary import Vocabulary
+from models.vocabulary import Vocabulary, item_hash
 from pipeline.cluster.clients import end_offsets, first_offsets, offsets_since, read_partitions
 from pipeline.errors import DeadReason, EventInvalid, NotEnoughEvents
 from pipeline.events import EventDecoder
 from pipeline.settings import Settings
 from pipeline.worker.batch import event_id_hash
 from state.row import EVENT_IDS
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_RECORDS = 5000
 MIN_SPLIT_ITEMS = 3
@@ -167,7 +170,7 @@ def read_sequences(
     fresh = ~repeated_events(user, event_id)
     user, item = user[fresh], item[fresh]
     least = settings.trainer.min_item_count
-    vocabulary, index = _number_items(list(items), item, least)
+    vocabulary, index = number_items(list(items), item, least)
     counts = EventCounts(
         applied=int(np.count_nonzero(index)),
         rare=int(np.count_nonzero(index == 0)),
@@ -263,7 +266,7 @@ def repeated_events(user: npt.NDArray[np.integer], event_id: Hashes) -> npt.NDAr
     return repeated
 
 
-def _number_items(
+def number_items(
     item_ids: Sequence[str], item: Ints32, least: int
 ) -> tuple[Vocabulary | None, Indices]:
     """Make the vocabulary of all items that occur often enough, most events first.
@@ -279,6 +282,7 @@ def _number_items(
     """
     counts = np.bincount(item, minlength=len(item_ids))
     kept = sorted(np.flatnonzero(counts >= least).tolist(), key=lambda i: (-counts[i], item_ids[i]))
+    kept = _without_collisions(kept, item_ids)
     if not kept:
         return None, np.zeros(len(item), np.int64)
     index_of = np.zeros(len(item_ids), np.int64)
@@ -332,3 +336,16 @@ def hold_out_last_items(
             np.array([sequences[user][-1] for user in sorted(held_out)], np.int64),
         ),
     )
+
+
+def _without_collisions(kept: list[int], item_ids: Sequence[str]) -> list[int]:
+    """Leave out items whose hash a more frequent one has: whoever can send ids can make such."""
+    owners: dict[int, int] = {}
+    for item in kept:
+        owners.setdefault(item_hash(item_ids[item]), item)
+    if len(owners) < len(kept):
+        logger.warning(
+            "%d items have the hash of a more frequent one and are left out of the vocabulary",
+            len(kept) - len(owners),
+        )
+    return list(owners.values())

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.cluster.clients import Record, read_partitions
 from pipeline.cluster.topics import create_topics
-from pipeline.settings import MetricsSettings, Settings
+from pipeline.settings import MetricsSettings, Settings, settings_flags
 from pipeline.worker.releases import announce
 from pipeline.worker.wire import Recommendation
 from tests.kafka import free_port, send, wait_until
@@ -124,6 +125,21 @@ def test_a_running_worker_goes_over_to_an_announced_release(worker: WorkerProces
     assert worker.metric("lrurec_stale_states_served_total") == 0
     assert worker.metric("lrurec_states_rebuilt_total") == 8
     assert "expected SHA-256" in worker.log()
+
+
+def test_an_older_release_is_gone_back_to_by_announcing_it(worker: WorkerProcess) -> None:
+    """`lrurec announce` makes a running worker serve what is there already."""
+    settings = worker.settings
+    folder = settings.trainer.releases_dir
+    announce(settings, random_release(folder, ITEMS, version=2))
+    wait_until(lambda: worker.metric('lrurec_model_swaps_total{result="loaded"}') == 2, "a swap")
+
+    assert main(["announce", str(folder / "1"), *settings_flags(settings)]) == 0
+
+    wait_until(lambda: worker.metric('lrurec_model_swaps_total{result="loaded"}') == 3, "a swap")
+    produce(settings, [(1, event("user-1", ITEMS[1]))])
+    wait_until(lambda: newest(settings), "an answer")
+    assert newest(settings)[b"user-1"].model_version == 1
 
 
 def test_a_second_worker_on_the_same_folder_is_refused_in_one_line(worker: WorkerProcess) -> None:

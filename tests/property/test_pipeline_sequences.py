@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.training.sequences import hold_out_last_items, repeated_events
+from models.vocabulary import item_hash
+from pipeline.training.sequences import hold_out_last_items, number_items, repeated_events
 from state.row import EVENT_IDS
 
 
@@ -72,3 +73,15 @@ def test_a_split_loses_no_item(lengths: list[int], most: int) -> None:
     assert next(targets, None) is None
     eligible = sum(length >= 3 for length in lengths)
     assert len(split.validation.targets) == min(eligible, most)
+
+
+def test_of_two_items_with_one_hash_the_more_frequent_one_is_kept() -> None:
+    """Ids that collide are cheap to make; they must not keep a training from its end."""
+    item_ids = ["i35as3je", "shoe", "agEf&/f"]
+    assert item_hash(item_ids[0]) == item_hash(item_ids[2])
+
+    vocabulary, index = number_items(item_ids, np.array([0, 1, 2, 2], np.int32), 1)
+
+    assert vocabulary is not None
+    assert vocabulary.item_ids == ("agEf&/f", "shoe")
+    assert index.tolist() == [0, 2, 1, 1]

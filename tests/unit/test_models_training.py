@@ -1,5 +1,6 @@
 """Training on a world of a few items: what it learns, when it stops, how it goes on."""
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from models.training import (
     Validation,
     train,
 )
-from models.training_checkpoint import ResumeMismatch
+from models.training_checkpoint import (
+    CheckpointUnwritable,
+    ResumeMismatch,
+    read_training_checkpoint,
+    write_training_checkpoint,
+)
 
 N_ITEMS = 30
 CONFIG = ModelConfig(n_items=N_ITEMS, hidden_size=16, state_size=8, n_blocks=1, max_length=8)
@@ -244,3 +250,22 @@ def test_unusable_data_is_refused(
     """What cannot be trained on, or validated, is said before or at the first validation."""
     with pytest.raises(ValueError, match=message):
         train(CONFIG, TRAINING, sequences, validation)
+
+
+def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """What was resumable before still is, and the error says which file and why."""
+    path = tmp_path / "checkpoint.pt"
+    identity: dict[str, object] = {"of": "a test"}
+    write_training_checkpoint(path, identity, {"weights": torch.zeros(4)})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
+    try:
+        with pytest.raises(CheckpointUnwritable, match=r"checkpoint.pt: the training checkpoint"):
+            write_training_checkpoint(path, identity, {"weights": torch.zeros(2**20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    kept = read_training_checkpoint(path, identity, torch.device("cpu"))
+    assert kept["weights"].shape == (4,)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
