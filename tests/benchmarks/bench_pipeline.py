@@ -90,6 +90,14 @@ def produce_now(
     asyncio.run(produce(address, topic, events, rate))
 
 
+def produce_when_told(
+    go: Any, address: str, topic: str, events: list[tuple[bytes, bytes]], rate: float
+) -> None:
+    """The same in a process of its own, whose start takes seconds."""
+    go.wait()
+    produce_now(address, topic, events, rate)
+
+
 def metrics_of(worker: WorkerProcess) -> dict[str, float]:
     port = worker.settings.metrics.port
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
@@ -157,14 +165,19 @@ def steady(
     worker: WorkerProcess, address: str, events: list[tuple[bytes, bytes]], rate: int
 ) -> dict[str, float]:
     """Latency and share of a core at a rate."""
-    before, started_s = metrics_of(worker), time.monotonic()
     topic = worker.settings.topics.interactions
     spawn = multiprocessing.get_context("spawn")
-    producer = spawn.Process(target=produce_now, args=(address, topic, events, float(rate)))
+    go = spawn.Event()
+    producer = spawn.Process(
+        target=produce_when_told, args=(go, address, topic, events, float(rate))
+    )
     producer.start()
+    time.sleep(8)  # until it waits
+    before, started_s = metrics_of(worker), time.monotonic()
+    go.set()
     producer.join()
     produced_s = time.monotonic() - started_s
-    time.sleep(0.5)
+    time.sleep(0.2)
     after, seconds = metrics_of(worker), time.monotonic() - started_s
     cpu_s = after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
     return {
