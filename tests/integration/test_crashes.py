@@ -73,6 +73,12 @@ def assert_all_promises_hold(settings: Settings) -> None:
     assert report.states > 0
 
 
+def assert_nothing_committed_is_wrong(settings: Settings) -> None:
+    """Right after a crash: whatever was committed is there, and nothing there is wrong."""
+    report = verify(settings)
+    assert report.holds, report
+
+
 def finish(settings: Settings) -> None:
     """Run a worker until all is committed, and stop it."""
     with running_worker(settings) as worker:
@@ -91,6 +97,7 @@ def test_kills_at_every_stage_lose_and_double_nothing(stream: Settings, wiped: b
         produce(stream, seed=number)
         with running_worker(stream, die_at=f"{stage}:3") as worker:
             assert worker.wait() == -signal.SIGKILL, worker.log()[-3000:]
+        assert_nothing_committed_is_wrong(stream)
         if wiped:
             wipe_disk(stream)
     produce(stream, seed=99, n=100)
@@ -110,6 +117,7 @@ def test_ten_kills_at_random_moments_lose_and_double_nothing(stream: Settings) -
             produce(stream, seed=100 + number, n=200)
             time.sleep(rng.uniform(0.0, 0.4))
             worker.kill()
+        assert_nothing_committed_is_wrong(stream)
         if number % 2:
             wipe_disk(stream)
 

