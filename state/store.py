@@ -7,7 +7,8 @@ format of rows: it returns the bytes that it was given.
   a position of N means all rows up to N are there and none beyond.
 - A partition is open or closed. Only `open`, `close`, `close_all` and `destroy` may be called for
   a closed one; everything else raises StateError. Closed rows stay until they are destroyed.
-- A store is used by one thread at a time.
+- One thread at a time uses a store, but for `get`, which a second one may call meanwhile on a
+  partition that stays open: it finds the rows of a batch that is being written, or those before.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -5,6 +5,7 @@ and writes is checked against the medium and not against itself.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,6 +52,33 @@ class StoreContract:
 
         assert self.stored_rows(store, 0) == {b"a": b"1", b"b": b""}
         assert self.stored_position(store, 0) == 41
+
+    def test_rows_are_whole_for_one_who_reads_while_they_are_written(
+        self, store: StateStore
+    ) -> None:
+        """The stream reads in one thread and writes in another; no read sees half a row."""
+        store.open(0)
+        keys = [b"user-%d" % i for i in range(20)]
+        writes = 300
+
+        def write_all() -> None:
+            for n in range(1, writes + 1):
+                store.write(0, [(key, b"%06d" % n * 50) for key in keys], n)
+
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write_all)
+            newest = 0
+            while newest < writes:
+                rows = [row for row in store.get(0, keys) if row is not None]
+                assert all(row == row[:6] * 50 for row in rows)
+                seen = max((int(row[:6]) for row in rows), default=0)
+                assert seen >= newest
+                newest = seen
+                if writing.done():
+                    writing.result()
+
+        assert store.position(0) == writes
+        assert store.stats.rows_written == writes * len(keys)
 
     def test_what_lies_on_the_medium_is_read(self, store: StateStore) -> None:
         """Get, scan and position tell what is there, whoever put it."""
