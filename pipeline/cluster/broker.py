@@ -35,6 +35,7 @@ LOOPBACK = "127.0.0.1"
 POLL_S = 0.05
 START_DEADLINE_S = 90.0  # 4 s on an idle machine
 STOP_DEADLINE_S = 15.0  # under 1 s on an idle machine
+DYING_DEADLINE_S = 5.0  # of a killed process, until its last thread is gone; well under 1 s
 ANSWER_DEADLINE_S = 5.0
 LOG_TAIL_LINES = 8
 # Detached: the shell prints the pid and goes; Kafka belongs to no terminal. Tied: the shell stays
@@ -262,6 +263,9 @@ def _why_not_serving(address: str) -> str | None:
 
 
 def _check_port_free(host: str, port: int) -> None:
+    deadline = time.monotonic() + DYING_DEADLINE_S
+    while not _is_free(port, host) and _any_dying() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
     if _is_free(port, host):
         return
     other = next((info for info in _all_running() if info.address == f"{host}:{port}"), None)
@@ -319,10 +323,28 @@ def _wait_gone(pid: int, deadline_s: float) -> bool:
     return True
 
 
+def _any_dying() -> bool:
+    """Whether a killed process is on its way out; see `_is_dying`."""
+    return any(_is_dying(process) for process in psutil.process_iter())
+
+
+def _is_dying(process: psutil.Process) -> bool:
+    """Whether a process was killed, and threads of it are left.
+
+    Its first thread is gone then, and with it its command line, which is why `find` does not see
+    it. Its ports and locks are freed by the last thread: for a Kafka some tenths of a second later.
+    """
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE and process.num_threads() > 1)
+    except psutil.Error:
+        return False
+
+
 def _is_alive(pid: int) -> bool:
     """Whether the process runs; one that only waits to be collected by its parent does not."""
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        process = psutil.Process(pid)
+        return bool(process.status() != psutil.STATUS_ZOMBIE or _is_dying(process))
     except psutil.NoSuchProcess:
         return False
 

@@ -114,6 +114,17 @@ def test_records_survive_kill_9_and_a_new_port(settings: BrokerSettings) -> None
     assert values == list(range(1000))
 
 
+def test_a_start_right_after_kill_9_gets_the_same_port(settings: BrokerSettings) -> None:
+    """A dying Kafka holds its port until its last thread is gone: the start waits for that."""
+    try:
+        for _ in range(3):
+            os.kill(start(settings).pid, signal.SIGKILL)
+
+        assert start(settings).address == f"127.0.0.1:{settings.port}"
+    finally:
+        stop(settings)
+
+
 @pytest.mark.parametrize("moment", ["formatting", "starting"])
 def test_a_start_that_was_killed_is_repaired_by_the_next(
     settings: BrokerSettings, moment: str
