@@ -38,8 +38,8 @@ format: setup  ## rewrite the code in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-chaos: setup  ## workers that join, die and freeze under load; MINUTES=n SEED=s
-	@$(BIN)/python -m tests.chaos.driver $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+chaos: setup  ## workers that join, die and freeze under load; SCENARIO=name MINUTES=n SEED=s
+	@$(BIN)/python -m tests.chaos $(SCENARIO) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup  ## every benchmark; minutes
 	@$(BIN)/python -m tests.benchmarks $(ARGS)

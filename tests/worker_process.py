@@ -1,7 +1,8 @@
-"""A real worker as a child process, which can be made to die at a named stage.
+"""A real worker as a child process, which can be made to die or to freeze at a named stage.
 
-Run as `python -m tests.worker_process STAGE:N --settings...`: the N-th time that the stage is
-reached the process kills itself with SIGKILL, as a crash would; `none:0` never dies.
+Run as `python -m tests.worker_process STAGE:N:SIGNAL --settings...`: the N-th time that the stage
+is reached the process sends itself the signal: KILL, as a crash would, or STOP, which freezes it
+there until it is sent SIGCONT. `none:0:KILL` never does.
 """
 
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -22,13 +23,28 @@ START_DEADLINE_S = 60.0
 
 
 class WorkerProcess:
-    """A worker's process and its log."""
+    """A worker's process and its log.
 
-    def __init__(self, settings: Settings, *, die_at: str = "none:0") -> None:
+    Args:
+        settings: Those of the worker.
+        die_at: STAGE:N, where it kills itself.
+        freeze_at: STAGE:N, where it freezes itself instead.
+        module: What is run; reads the same command line.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        die_at: str = "none:0",
+        freeze_at: str | None = None,
+        module: str = "tests.worker_process",
+    ) -> None:
         self.settings = settings
         self.log_file = settings.worker.data_dir.parent / "worker.log"
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        arguments = [sys.executable, "-m", "tests.worker_process", die_at]
+        at = f"{die_at}:KILL" if freeze_at is None else f"{freeze_at}:STOP"
+        arguments = [sys.executable, "-m", module, at]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*arguments, *settings_flags(settings)], cwd=ROOT, stdout=log, stderr=log
@@ -84,6 +100,21 @@ def running_worker(settings: Settings, *, die_at: str = "none:0") -> Iterator[Wo
             worker.kill()
 
 
+def signal_at_stage(argument: str) -> Callable[[str], None] | None:
+    """Read STAGE:N:SIGNAL; what to call with each stage that is reached."""
+    stage, times, name = argument.split(":")
+    left = int(times)
+
+    def reach(reached: str) -> None:
+        nonlocal left
+        if reached == stage:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+
+    return reach if left else None
+
+
 def main() -> None:
     from prometheus_client import REGISTRY
 
@@ -92,19 +123,9 @@ def main() -> None:
     from pipeline.settings import parse_command
     from pipeline.worker.app import create_worker
 
-    stage, _, times = sys.argv[1].partition(":")
-    left = int(times)
-
-    def die(reached: str) -> None:
-        nonlocal left
-        if reached == stage:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     command = parse_command(Command, sys.argv[2:], prog="worker")
     configure_logging(command.settings.log)
-    create_worker(command.settings, REGISTRY, at_stage=die if left else None).run()
+    create_worker(command.settings, REGISTRY, at_stage=signal_at_stage(sys.argv[1])).run()
 
 
 if __name__ == "__main__":
