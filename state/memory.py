@@ -12,6 +12,7 @@ class MemoryStore:
         self.stats = StoreStats()
         self._rows: dict[int, dict[bytes, bytes]] = {}
         self._positions: dict[int, int] = {}
+        self._marks: dict[int, bytes] = {}
         self._open: set[int] = set()
 
     def open(self, partition: int) -> None:
@@ -32,6 +33,7 @@ class MemoryStore:
         self._open.discard(partition)
         self._rows.pop(partition, None)
         self._positions.pop(partition, None)
+        self._marks.pop(partition, None)
 
     def partitions(self) -> set[int]:
         """Return the partitions that are open."""
@@ -45,7 +47,12 @@ class MemoryStore:
         return found
 
     def write(
-        self, partition: int, rows: Iterable[tuple[bytes, bytes | None]], position: int | None
+        self,
+        partition: int,
+        rows: Iterable[tuple[bytes, bytes | None]],
+        position: int | None,
+        *,
+        logged: bool = True,
     ) -> None:
         """Write rows and the position together."""
         kept = self._opened(partition)
@@ -63,6 +70,19 @@ class MemoryStore:
         """Return the position last written, None if there is none."""
         self._opened(partition)
         return self._positions.get(partition)
+
+    def mark(self, partition: int) -> bytes | None:
+        """Return the caller's own note about the partition."""
+        self._opened(partition)
+        return self._marks.get(partition)
+
+    def set_mark(self, partition: int, mark: bytes | None) -> None:
+        """Keep a note about the partition; None removes it."""
+        self._opened(partition)
+        if mark is None:
+            self._marks.pop(partition, None)
+        else:
+            self._marks[partition] = mark
 
     def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
         """Yield every key and row in the order of their keys."""

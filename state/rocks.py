@@ -7,6 +7,12 @@ Keys carry one byte in front, so that the position can never meet a user's key. 
 the write-ahead log without fsync: they outlive the process at any moment, but not always the
 machine; what a machine loses is the newest batches, positions included, and the changelog has
 them. Foreign errors stop here.
+
+Writes in bulk may leave the log out. They lie in memory until RocksDB makes table files of them, in
+the order in which they were written, each batch whole; so what a crash leaves is what some earlier
+batch left, and its position says which. A logged write behind them would break that: it would come
+back from the log without those before it, and its position would promise them. Therefore a logged
+write first has RocksDB make its table files.
 """
 
 import fcntl
@@ -28,6 +34,7 @@ from rocksdict import (
     Rdict,
     WriteBatch,
     WriteBufferManager,
+    WriteOptions,
 )
 
 from state.errors import StateCorrupt, StateError, StateFormatUnknown, StoreLocked
@@ -35,6 +42,7 @@ from state.manifest import ManifestFloor
 from state.store import StoreStats, not_open
 
 _POSITION_KEY = b"\x00position"
+_MARK_KEY = b"\x00mark"
 _ROW_PREFIX = b"\x01"
 _POSITION = struct.Struct("<Bq")  # format version, position
 _POSITION_VERSION = 1
@@ -87,6 +95,10 @@ class RocksStore:
         self._write_buffers = WriteBufferManager(self._options.write_buffer_bytes, False)
         self._databases: dict[int, Rdict] = {}
         self._floors: dict[int, ManifestFloor] = {}
+        self._unlogged: set[int] = set()  # partitions with rows that are in memory alone
+        self._without_log = WriteOptions()
+        # an attribute, whatever rocksdict's type hints say
+        self._without_log.disable_wal = True  # type: ignore[method-assign, assignment]
         self._lock: int | None = None
         self._hold_folder()
 
@@ -121,9 +133,10 @@ class RocksStore:
 
         Raises:
             StateError: Rows in memory could not become a table file. The files are released all
-                the same, and the rows are in the write-ahead log.
+                the same, and the rows are in the write-ahead log, or forgotten with their position.
         """
         database = self._databases.pop(partition, None)
+        self._unlogged.discard(partition)
         if database is not None:
             with _border(self._folder(partition)):
                 database.close()
@@ -167,10 +180,14 @@ class RocksStore:
         return rows
 
     def write(
-        self, partition: int, rows: Iterable[tuple[bytes, bytes | None]], position: int | None
+        self,
+        partition: int,
+        rows: Iterable[tuple[bytes, bytes | None]],
+        position: int | None,
+        *,
+        logged: bool = True,
     ) -> None:
         """Write rows and the position in one batch; of several rows for one key the last counts."""
-        database = self._opened(partition)
         written = list(rows)
         batch = WriteBatch(raw_mode=True)
         for key, row in written:
@@ -180,10 +197,36 @@ class RocksStore:
                 batch.put(_ROW_PREFIX + key, row)
         if position is not None:
             batch.put(_POSITION_KEY, _POSITION.pack(_POSITION_VERSION, position))
-        with _border(self._folder(partition)):
-            database.write(batch)
-        self._floors[partition].note()
+        self._write(partition, batch, logged=logged)
         self.stats.count_written(written)
+
+    def _write(self, partition: int, batch: WriteBatch, *, logged: bool) -> None:
+        database = self._opened(partition)
+        with _border(self._folder(partition)):
+            if not logged:
+                self._unlogged.add(partition)
+                database.write(batch, self._without_log)
+            else:
+                if partition in self._unlogged:
+                    database.flush()
+                    self._unlogged.discard(partition)
+                database.write(batch)
+        self._floors[partition].note()
+
+    def mark(self, partition: int) -> bytes | None:
+        """Return the caller's own note about the partition, None if there is none."""
+        database = self._opened(partition)
+        with _border(self._folder(partition)):
+            return cast("bytes | None", database.get(_MARK_KEY))
+
+    def set_mark(self, partition: int, mark: bytes | None) -> None:
+        """Keep a note about the partition, as durably as a logged write; None removes it."""
+        batch = WriteBatch(raw_mode=True)
+        if mark is None:
+            batch.delete(_MARK_KEY)
+        else:
+            batch.put(_MARK_KEY, mark)
+        self._write(partition, batch, logged=True)
 
     def position(self, partition: int) -> int | None:
         """Return the position last written, None if there is none.

@@ -4,7 +4,8 @@ A store keeps, for each Kafka partition, rows by user key and one changelog posi
 format of rows: it returns the bytes that it was given.
 
 - What `write` was given is there together or not at all, also after `kill -9` at any moment:
-  a position of N means all rows up to N are there and none beyond.
+  a position of N means all rows up to N are there and none beyond. Writes with `logged=False`
+  may be forgotten by a crash, newest first, until a logged one or `close` has followed them.
 - A partition is open or closed. Only `open`, `close`, `close_all` and `destroy` may be called for
   a closed one; everything else raises StateError. Closed rows stay until they are destroyed.
 - One thread at a time uses a store, but for `get`, which a second one may call meanwhile on a
@@ -70,7 +71,12 @@ class StateStore(Protocol):
         """Return the row of each key, in their order, None where there is none."""
 
     def write(
-        self, partition: int, rows: Iterable[tuple[bytes, bytes | None]], position: int | None
+        self,
+        partition: int,
+        rows: Iterable[tuple[bytes, bytes | None]],
+        position: int | None,
+        *,
+        logged: bool = True,
     ) -> None:
         """Write rows and the position together; of several rows for one key the last counts.
 
@@ -79,10 +85,18 @@ class StateStore(Protocol):
             rows: Key and row; None deletes.
             position: The changelog position that these rows bring the partition to, any signed
                 64-bit number; None leaves it as it is.
+            logged: False where a crash may forget the write, since its rows can be had again: much
+                cheaper in bulk.
         """
 
     def position(self, partition: int) -> int | None:
         """Return the position last written, None if there is none."""
+
+    def mark(self, partition: int) -> bytes | None:
+        """Return the caller's own note about the partition, None if there is none."""
+
+    def set_mark(self, partition: int, mark: bytes | None) -> None:
+        """Keep a note about the partition, as durably as a logged write; None removes it."""
 
     def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
         """Yield every key and row in the order of their keys, and never the position.

@@ -30,8 +30,9 @@ store = RocksStore(Path(sys.argv[1]), SMALL)
 store.open(0)
 position = store.position(0)
 n = 0 if position is None else position + 1
+every = int(sys.argv[2])  # so many batches in bulk, then one that is logged
 while True:
-    store.write(0, batch(n), n)
+    store.write(0, batch(n), n, logged=n % every == 0)
     print(n, flush=True)
     n += 1
 """
@@ -58,10 +59,10 @@ def rows_at(position: int | None) -> dict[bytes, bytes]:
 
 
 @contextmanager
-def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that writes batch after batch; killed at the end at the latest."""
+def writer(folder: Path, every: int = 1) -> Iterator["subprocess.Popen[str]"]:
+    """A process that writes batch after batch, every n-th logged; killed at the end at least."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", WRITER, str(folder)]
+    command = [sys.executable, "-c", WRITER, str(folder), str(every)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -69,13 +70,13 @@ def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def write_and_kill(folder: Path, *, batches: int, then_s: float) -> int | None:
+def write_and_kill(folder: Path, *, batches: int, then_s: float, every: int = 1) -> int | None:
     """Let a process open a store and write some batches, kill it a moment later.
 
     Returns:
         The last batch that it told, None if it told none.
     """
-    with writer(folder) as process:
+    with writer(folder, every) as process:
         assert process.stdout is not None
         told = [process.stdout.readline() for _ in range(1 + batches)]
         time.sleep(then_s)
@@ -98,6 +99,28 @@ def test_kill_9_never_parts_rows_from_their_position(tmp_path: Path) -> None:
 
         assert told is not None
         assert position in (told, told + 1)  # the last may have been written and not told
+        assert dict(store.scan(0)) == rows_at(position)
+        store.close_all()
+
+
+def test_kill_9_among_writes_in_bulk_never_parts_rows_from_their_position(tmp_path: Path) -> None:
+    """A crash forgets the newest of them, back to the last logged one at most, and none between."""
+    moments = random.Random(20260103)
+    for every in (3, 40, 10**9, 40, 10**9, 3):
+        told = write_and_kill(
+            tmp_path / "states",
+            batches=moments.randint(100, 400),
+            then_s=moments.random() / 20,
+            every=every,
+        )
+
+        store = RocksStore(tmp_path / "states", SMALL)
+        store.open(0)
+        position = store.position(0)
+
+        assert told is not None
+        assert position is not None
+        assert told // every * every <= position <= told + 1
         assert dict(store.scan(0)) == rows_at(position)
         store.close_all()
 

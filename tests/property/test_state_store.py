@@ -29,6 +29,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.rows: dict[int, dict[bytes, bytes]] = {}
         self.positions: dict[int, int] = {}
+        self.marks: dict[int, bytes] = {}
         self.open: set[int] = set()
 
     def create(self) -> StateStore:
@@ -71,19 +72,25 @@ class StoreMachine(RuleBasedStateMachine):
         self.open.discard(partition)
         self.rows.pop(partition, None)
         self.positions.pop(partition, None)
+        self.marks.pop(partition, None)
 
     @precondition(lambda self: self.open)
     @rule(
         data=st.data(),
         batch=st.lists(st.tuples(user_keys, stored_rows), max_size=12),
         position=st.none() | st.integers(-(2**63), 2**63 - 1),
+        logged=st.booleans(),
     )
     def write(
-        self, data: st.DataObject, batch: list[tuple[bytes, bytes | None]], position: int | None
+        self,
+        data: st.DataObject,
+        batch: list[tuple[bytes, bytes | None]],
+        position: int | None,
+        logged: bool,
     ) -> None:
-        """Write a batch into an open one."""
+        """Write a batch into an open one, in bulk or not."""
         partition = data.draw(st.sampled_from(sorted(self.open)))
-        self.store.write(partition, batch, position)
+        self.store.write(partition, batch, position, logged=logged)
         for key, row in batch:
             if row is None:
                 self.rows[partition].pop(key, None)
@@ -91,6 +98,17 @@ class StoreMachine(RuleBasedStateMachine):
                 self.rows[partition][key] = row
         if position is not None:
             self.positions[partition] = position
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), mark=st.none() | st.binary(max_size=40))
+    def set_mark(self, data: st.DataObject, mark: bytes | None) -> None:
+        """Note something about an open one, or nothing any more."""
+        partition = data.draw(st.sampled_from(sorted(self.open)))
+        self.store.set_mark(partition, mark)
+        if mark is None:
+            self.marks.pop(partition, None)
+        else:
+            self.marks[partition] = mark
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), keys=st.lists(user_keys, max_size=12))
@@ -102,11 +120,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def holds_the_same(self) -> None:
-        """All rows, in order, and the positions of all that is open."""
+        """All rows, in order, and the positions and marks of all that is open."""
         assert self.store.partitions() == self.open
         for partition in self.open:
             assert list(self.store.scan(partition)) == sorted(self.rows[partition].items())
             assert self.store.position(partition) == self.positions.get(partition)
+            assert self.store.mark(partition) == self.marks.get(partition)
 
 
 class MemoryStoreMachine(StoreMachine):
