@@ -1,0 +1,177 @@
+"""Stock Faust apps and engine apps side by side, for tests of what the engine works around.
+
+Both run in the calling process on a real Kafka. What ends its process has to be watched from
+outside: `python -m tests.faust_apps FAILING --settings...` runs an engine app that fails as told.
+"""
+
+import asyncio
+import functools
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import faust
+from kafka.structs import TopicPartition
+
+from pipeline.cluster.topics import TABLE_NAME
+from pipeline.engine.app import RAW, EngineApp, create_engine_app
+from pipeline.engine.chunks import Chunk
+from pipeline.engine.processor import PartitionResult, Snapshot
+from pipeline.settings import Settings
+from pipeline.worker.app import engine_options
+from state.memory import MemoryStore
+from tests.kafka import admin_client
+
+NEVER_S = 3600.0
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Let a test be a coroutine."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        asyncio.run(test(*arguments, **fixtures))
+
+    return run
+
+
+class OffsetProcessor:
+    """Notes each record's offset; a record moves the row of its key, and is answered by its value.
+
+    Attributes:
+        seen: (partition, offset) of every record, in order.
+        fails: Raise on the next records.
+    """
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self.fails = fails
+        self._rows: dict[int, dict[bytes, bytes | None]] = {}
+
+    def process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
+        if self.fails:
+            msg = "told to fail"
+            raise RuntimeError(msg)
+        results: dict[int, PartitionResult] = {}
+        for number, chunk in chunks:
+            result = results.setdefault(number, PartitionResult(number, []))
+            for record in chunk.records:
+                self.seen.append((number, record.offset))
+                self._rows.setdefault(number, {})[record.key] = record.value
+                result.outputs.append((record.key, record.value))
+        return list(results.values())
+
+    def snapshot(self, partition: int) -> Snapshot:
+        return Snapshot(rows=list(self._rows.pop(partition, {}).items()))
+
+    def settled(self, partition: int, snapshot: Snapshot) -> None:
+        """Nothing is held."""
+
+    def forget(self, partition: int) -> None:
+        self._rows.pop(partition, None)
+
+    def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
+        return [False] * len(rows)
+
+    def sent(self, now_s: float) -> None:
+        """Nothing is measured."""
+
+
+def stock_app(settings: Settings, agent: Callable[[Any], Any], **more: Any) -> faust.App:
+    """A stock Faust app with one agent on the interactions; nothing connects yet."""
+    options: dict[str, Any] = {
+        "store": "memory://",
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "topic_partitions": settings.topics.partitions,
+        "consumer_auto_offset_reset": "earliest",
+        "stream_wait_empty": True,
+        "web_enabled": False,
+        "datadir": tempfile.mkdtemp(prefix="stock-faust-"),
+    }
+    app = faust.App(
+        settings.worker.app_id,
+        broker=f"kafka://{settings.kafka.bootstrap_servers}",
+        **options | more,
+    )
+    app.agent(app.topic(settings.topics.interactions, **RAW))(agent)
+    return app
+
+
+def engine_app(settings: Settings, processor: OffsetProcessor, **more: Any) -> EngineApp:
+    """An engine app on the same topics; nothing connects yet."""
+    return create_engine_app(
+        engine_options(settings),
+        processor,
+        MemoryStore(),
+        partitions=settings.topics.partitions,
+        data_dir=Path(tempfile.mkdtemp(prefix="engine-")),
+        table_name=TABLE_NAME,
+        web_enabled=False,
+        table_standby_replicas=0,
+        **more,
+    )
+
+
+@asynccontextmanager
+async def started(app: faust.App) -> AsyncIterator[None]:
+    """The app, running until the end of the block."""
+    await app.start()
+    try:
+        yield
+    finally:
+        await app.stop()
+
+
+async def until(condition: Callable[[], object], what: str, deadline_s: float = 20.0) -> None:
+    """Wait in the loop until the condition holds."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+    assert condition(), what
+
+
+async def committed(settings: Settings, partition: int = 0) -> int | None:
+    """What the group has committed of one partition; None: nothing."""
+    return await asyncio.to_thread(committed_offset, settings, partition)
+
+
+def committed_offset(settings: Settings, partition: int = 0) -> int | None:
+    """As `committed`, for callers without a loop."""
+    group = settings.worker.app_id
+    with admin_client(settings.kafka.bootstrap_servers) as admin:
+        found = admin.list_group_offsets([group])[group]
+    at = found.get(TopicPartition(settings.topics.interactions, partition))
+    return None if at is None or at.offset < 0 else int(at.offset)
+
+
+def main() -> None:
+    """Run an engine app that fails: in its processor, or in a task of Faust's beside it."""
+    import uvloop
+
+    from pipeline.commands.worker import Command
+    from pipeline.settings import parse_command
+    from pipeline.worker.app import StreamWorker
+
+    where, settings = sys.argv[1], parse_command(Command, sys.argv[2:], prog="").settings
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    processor = OffsetProcessor(fails=where == "processor")
+    app = engine_app(settings, processor, broker_commit_interval=0.2)
+
+    @app.task
+    async def fail_beside() -> None:
+        while where == "task" and not processor.seen:
+            await asyncio.sleep(0.01)
+        if where == "task":
+            msg = "told to fail"
+            raise RuntimeError(msg)
+
+    StreamWorker(app, loop).execute_from_commandline()
+
+
+if __name__ == "__main__":
+    main()
