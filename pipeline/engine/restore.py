@@ -3,162 +3,30 @@
 Replaces `faust.tables.recovery.Recovery`; changelogs never go through Faust's consumer. The order
 is the point: sources are at their committed offsets with nothing in flight before anything flows; a
 partition flows only when its former owner is fenced and its rows are there. Kept partitions flow at
-once and keep their rows.
+once and keep their rows. A standby's rows follow the changelog, so that little is left to read when
+it gets the partition.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import Executor
+from collections.abc import Collection
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
-from aiokafka.structs import TopicPartition
 from faust.tables.manager import TableManager as FaustTableManager
 from mode import Service
 
-from pipeline.engine.chunks import fetch_chunks
-from pipeline.engine.options import EngineOptions
+from pipeline.engine.changelog_reader import ChangelogReader, LogChanged, Reading
 from pipeline.engine.partitions import OwnedPartition, stop_quietly
 from pipeline.engine.stop import ExitCode, end_by, end_process
-from state.store import StateStore
+from pipeline.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
 REPUBLISH_ROWS = 2000  # rows in one transaction
 METADATA_DEADLINE_S = 10.0
-
-
-class ChangelogReader:
-    """Brings the rows of one partition up to the end of its changelog, or follows it.
-
-    Args:
-        options: Engine options.
-        store: Where rows are kept.
-        disk: The thread in which the store is used.
-        newer: As `Processor.newer`.
-        on_rows: Is told how many changelog records were applied.
-    """
-
-    def __init__(
-        self,
-        options: EngineOptions,
-        store: StateStore,
-        disk: Executor,
-        newer: Callable[[list[bytes], list[bytes]], list[bool]],
-        on_rows: Callable[[int], None],
-    ) -> None:
-        self._options = options
-        self._store = store
-        self._disk = disk
-        self._newer = newer
-        self._on_rows = on_rows
-
-    async def read(self, partition: int, *, follow: bool = False) -> tuple[int, set[bytes] | None]:
-        """Apply committed changelog records from the local position on.
-
-        Args:
-            partition: Its number; its store is opened.
-            follow: Go on for ever (a standby) instead of returning at the end.
-
-        Returns:
-            How many records were applied; and, where the changelog no longer continues the local
-            rows (trimmed, emptied or recreated), the keys of which it holds the newest row, so that
-            the other local rows can be published again. None otherwise.
-        """
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._disk, self._store.open, partition)
-        tp = TopicPartition(self._options.changelog, partition)
-        consumer = AIOKafkaConsumer(
-            **self._options.kafka,
-            group_id=None,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            max_partition_fetch_bytes=4 << 20,
-            fetch_max_wait_ms=200,
-        )
-        await consumer.start()
-        try:
-            consumer.assign([tp])
-            begin = (await consumer.beginning_offsets([tp]))[tp]
-            end = (await consumer.end_offsets([tp]))[
-                tp
-            ]  # of the committed part: the former owner is fenced
-            position = await loop.run_in_executor(self._disk, self._store.position, partition)
-            seen = self._continuation(partition, position, begin, end)
-            at = begin if position is None or seen is not None else position + 1
-            count = 0
-            if at < end or follow:
-                consumer.seek(tp, at)
-            while at < end or follow:
-                for chunk in (await fetch_chunks(consumer._fetcher, {tp}, 1.0, 1 << 30)).get(
-                    tp, ()
-                ):
-                    rows = {record.key: record.value for record in chunk.records}
-                    if seen is not None:
-                        rows = await loop.run_in_executor(
-                            self._disk, self._without_older, partition, rows
-                        )
-                        seen.update(rows)
-                    await loop.run_in_executor(
-                        self._disk,
-                        self._store.write,
-                        partition,
-                        list(rows.items()),
-                        chunk.next_offset - 1,
-                    )
-                    count += len(chunk)
-                    self._on_rows(len(chunk))
-                at = await consumer.position(tp)
-            return count, seen
-        finally:
-            await consumer.stop()
-
-    def _without_older(
-        self, partition: int, rows: dict[bytes, bytes | None]
-    ) -> dict[bytes, bytes | None]:
-        """Leave out rows that are older than the local ones: the log may have lost its end."""
-        local = self._store.get(partition, list(rows))
-        both = [
-            (key, mine, row)
-            for (key, row), mine in zip(rows.items(), local, strict=True)
-            if mine is not None and row is not None
-        ]
-        newer = self._newer([mine for _, mine, _ in both], [row for _, _, row in both])
-        kept = {key for (key, _, _), is_newer in zip(both, newer, strict=True) if is_newer}
-        return {key: row for key, row in rows.items() if key not in kept}
-
-    def _continuation(
-        self, partition: int, position: int | None, begin: int, end: int
-    ) -> set[bytes] | None:
-        """Return an empty set, and log why, where changelog and local rows do not meet."""
-        if position is None:
-            return None
-        if position >= end:
-            logger.warning(
-                "changelog %s partition %d ends at %d but the local rows reflect offset %d: the "
-                "topic was emptied or "
-                "recreated; local rows that it lacks are published again",
-                self._options.changelog,
-                partition,
-                end,
-                position,
-            )
-            return set()
-        if begin > position + 1:
-            logger.warning(
-                "changelog %s partition %d starts at %d but the local rows reflect offset %d: it "
-                "was trimmed; local rows "
-                "that it lacks are published again",
-                self._options.changelog,
-                partition,
-                begin,
-                position,
-            )
-            return set()
-        return None
+OBSERVE_S = 0.5
+PROGRESS_S = 2.0  # time between two lines of the log
 
 
 class Restore(Service):
@@ -170,8 +38,25 @@ class Restore(Service):
         self.in_recovery = False  # asked by Faust's consumer
         self._generation: int | None = None
         self._job: asyncio.Future[None] | None = None
-        self._standbys: list[asyncio.Future[Any]] = []
+        self._standbys: dict[int, asyncio.Future[Any]] = {}
+        stream = app.stream_service
+        self._reader = ChangelogReader(
+            stream.options,
+            app.conf.topic_partitions,
+            stream.store,
+            stream.disk,
+            stream.processor.newer,
+            app.on_restored_rows,
+        )
         super().__init__(**kwargs)
+
+    async def on_stop(self) -> None:
+        """Read no further; the stores may be closed then."""
+        if self._job is not None:
+            self._job.cancel()
+            await asyncio.wait([self._job])
+        await self._stop_standbys(set(self._standbys))
+        await self._reader.stop()
 
     def on_partitions_revoked(self, revoked: set[Any]) -> None:
         """Stop a restore that is under way: its partitions may be gone."""
@@ -205,7 +90,9 @@ class Restore(Service):
         started_s = time.monotonic()
         sources = {tp.partition: tp for tp in assigned if not consumer._is_changelog_tp(tp)}
         await self._require_partitions(sources)
-        await self._stop_standbys()
+        changelogs = {tp.partition for tp in assigned if consumer._is_changelog_tp(tp)}
+        standbys = changelogs - set(sources)
+        await self._stop_standbys(set(self._standbys) - standbys)
         if not stream.started:
             await self.add_runtime_dependency(stream)
         # What is being fetched belongs to positions that are about to change.
@@ -236,9 +123,12 @@ class Restore(Service):
         app.on_rebalance_end()
         flowing_s = time.monotonic()
         gained = sorted(set(sources) - kept)
-        counts = await asyncio.gather(
-            *[self._restore(number, sources[number]) for number in gained]
-        )
+        await self._close_stores(set(sources) | standbys)
+        log_id = await self._ask_log_id() if gained or standbys else b""
+        restores = [self._restore(number, sources[number], log_id) for number in gained]
+        for number in standbys - set(self._standbys):
+            self._standbys[number] = self.add_future(self._stand_by(number, log_id))
+        counts = await asyncio.gather(*restores)
         self.completed.set()
         self.tables.on_actives_ready()
         self.tables.on_standbys_ready()
@@ -254,7 +144,6 @@ class Restore(Service):
             sum(counts),
         )
         app.on_assignment(set(sources), time.monotonic() - started_s)
-        self._start_standbys(assigned, set(sources))
 
     async def _require_partitions(self, assigned: Collection[int]) -> None:
         """End the process where the source is gone or got other partitions meanwhile.
@@ -264,7 +153,10 @@ class Restore(Service):
         source, expected = self.app.engine_options.source, self.app.conf.topic_partitions
         deadline_s = time.monotonic() + METADATA_DEADLINE_S
         while True:
-            known = self.app.consumer.topic_partitions(source) or 0
+            # Not Faust's `topic_partitions`: it asks for what the group's leader keeps, and a member
+            # that never led knows nothing there.
+            cluster = self.app.consumer._thread._ensure_consumer()._client.cluster
+            known = len(cluster.partitions_for_topic(source) or ())
             got = max([known, *[number + 1 for number in assigned]])
             if got == expected:
                 return
@@ -287,17 +179,22 @@ class Restore(Service):
         if tps:
             consumer.pause(*tps)
 
-    def _reader(self) -> ChangelogReader:
-        stream = self.app.stream_service
-        return ChangelogReader(
-            stream.options,
-            stream.store,
-            stream.disk,
-            stream.processor.newer,
-            self.app.on_restored_rows,
-        )
+    async def _ask_log_id(self) -> bytes:
+        # A topic that was made anew has another id, however long it is by now.
+        try:
+            return await asyncio.to_thread(self.app.changelog_id)
+        except BrokerUnavailable as error:
+            end_process(ExitCode.KAFKA, "asking for the changelog: %s; start again", error)
 
-    async def _restore(self, number: int, tp: Any) -> int:
+    async def _close_stores(self, wanted: set[int]) -> None:
+        """Close what a restore or a standby left open that belongs to this worker no more."""
+        stream = self.app.stream_service
+        loop = asyncio.get_running_loop()
+        for number in await loop.run_in_executor(stream.disk, stream.store.partitions):
+            if number not in wanted:
+                await loop.run_in_executor(stream.disk, stream.store.close, number)
+
+    async def _restore(self, number: int, tp: Any, log_id: bytes) -> int:
         stream = self.app.stream_service
         deadline_s = stream.options.restore_deadline_s
         try:
@@ -305,9 +202,7 @@ class Restore(Service):
                 # Before the end of the changelog is read.
                 part = await stream.checkpointer.fence(number)
                 try:
-                    count, seen = await self._reader().read(number)
-                    if seen is not None:
-                        await self._publish_missing(part, seen)
+                    count = await self._read(part, log_id)
                 except BaseException:  # a rebalance cancels this; its producer would stay
                     await stop_quietly(part.producer)
                     raise
@@ -323,6 +218,71 @@ class Restore(Service):
         self.app.consumer.resume_partitions({tp})
         return count
 
+    async def _read(self, part: OwnedPartition, log_id: bytes) -> int:
+        while True:
+            reading = await self._reader.begin(part.number, log_id)
+            try:
+                await self._reader.catch_up(reading)
+                if reading.broken:
+                    await self._publish_missing(part, reading.seen)
+                if reading.broken or reading.in_bulk:
+                    await self._reader.settle(reading)
+                return reading.applied
+            except LogChanged as error:
+                logger.warning("%s: it is read again", error)
+                log_id = await self._ask_log_id()
+            finally:
+                self._reader.drop(reading)
+
+    async def _stand_by(self, number: int, log_id: bytes) -> None:
+        """Follow the changelog of a partition that another worker owns, until cancelled."""
+        try:
+            while True:
+                reading = await self._reader.begin(number, log_id, follow=True)
+                try:
+                    await self._reader.catch_up(reading)
+                    logger.info(
+                        "partition %d: a standby from here on (%d changelog records read)",
+                        number,
+                        reading.applied,
+                    )
+                    await reading.failed
+                except LogChanged as error:
+                    logger.warning("%s: it is read again", error)
+                    log_id = await self._ask_log_id()
+                finally:
+                    self._reader.drop(reading)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            end_by(error, f"following the changelog of partition {number}")
+
+    async def _stop_standbys(self, numbers: set[int]) -> None:
+        tasks = [self._standbys.pop(number) for number in numbers]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    @Service.task
+    async def _observe(self) -> None:
+        """Tell how far restores and standbys are, in figures and now and then in the log."""
+        begun_s = said_s = time.monotonic()
+        while not self.should_stop:
+            await asyncio.sleep(OBSERVE_S)
+            readings = self._reader.readings()
+            restoring = [reading for reading in readings if not reading.follow]
+            self.app.on_restore_progress(
+                {reading.partition: reading.left for reading in restoring},
+                {r.partition: self._reader.behind(r) for r in readings if r.follow},
+            )
+            now_s = time.monotonic()
+            if not restoring:
+                begun_s = said_s = now_s
+            elif now_s - said_s >= PROGRESS_S:
+                said_s = now_s
+                _log_progress(restoring, now_s - begun_s)
+
     async def _publish_missing(self, part: OwnedPartition, seen: set[bytes]) -> None:
         """Publish local rows that the changelog lacks: a wiped disk would otherwise lose them.
 
@@ -334,6 +294,7 @@ class Restore(Service):
             stream.disk,
             lambda: [(key, row) for key, row in stream.store.scan(part.number) if key not in seen],
         )
+        published = 0
         for first in range(0, len(rows), REPUBLISH_ROWS):
             some = rows[first : first + REPUBLISH_ROWS]
             intact = stream.processor.newer([row for _, row in some], [b""] * len(some))
@@ -342,22 +303,25 @@ class Restore(Service):
                 continue
             position = await stream.checkpointer.log_rows(part, some)
             await loop.run_in_executor(stream.disk, stream.store.write, part.number, some, position)
+            published += len(some)
         logger.warning(
-            "partition %d: %d local rows published to the changelog again", part.number, len(rows)
+            "partition %d: %d local rows published to the changelog again", part.number, published
         )
 
-    def _start_standbys(self, assigned: set[Any], sources: set[int]) -> None:
-        reader = self._reader()
-        for tp in assigned:
-            if tp.topic in self.tables.changelog_topics and tp.partition not in sources:
-                self._standbys.append(self.add_future(reader.read(tp.partition, follow=True)))
 
-    async def _stop_standbys(self) -> None:
-        tasks, self._standbys = self._standbys, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+def _log_progress(restoring: list[Reading], elapsed_s: float) -> None:
+    done = sum(reading.applied for reading in restoring)
+    left = sum(reading.left for reading in restoring)
+    per_s = done / elapsed_s
+    logger.info(
+        "restoring partitions %s: %d records read, at most %d left, %.0f records/s, about %.0f s "
+        "to go",
+        sorted(reading.partition for reading in restoring),
+        done,
+        left,
+        per_s,
+        left / max(per_s, 1.0),
+    )
 
 
 class TableManager(FaustTableManager):
