@@ -17,6 +17,9 @@ from models.config import ModelConfig
 from pipeline.errors import SettingsInvalid
 from pipeline.setting_kinds import Names
 
+WORKER_METRICS_PORT = 9108
+TRAINER_METRICS_PORT = 9109
+
 
 def _check(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
@@ -419,11 +422,23 @@ class MetricsSettings:
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every one."""
 
-    port: int = 9108
-    """Port of /metrics, /healthz and /readyz; 0: not served."""
+    port: int | None = None
+    """Port of /metrics, /healthz and /readyz. None: 9108 of a worker, 9109 of a trainer, so that
+    both run on one machine as they are; 0: not served."""
 
     def __post_init__(self) -> None:
-        _check_port("metrics.port", self.port)
+        if self.port is not None:
+            _check_port("metrics.port", self.port)
+
+    @property
+    def worker_port(self) -> int:
+        """The port of a worker."""
+        return WORKER_METRICS_PORT if self.port is None else self.port
+
+    @property
+    def trainer_port(self) -> int:
+        """The port of a trainer."""
+        return TRAINER_METRICS_PORT if self.port is None else self.port
 
 
 @dataclass(frozen=True, kw_only=True)

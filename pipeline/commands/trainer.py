@@ -38,7 +38,7 @@ def run(command: Command) -> int:
     server = serve(
         REGISTRY,
         settings.metrics.host,
-        settings.metrics.port,
+        settings.metrics.trainer_port,
         health=lambda: (True, "runs"),
         ready=lambda: (True, "runs"),
     )

@@ -231,7 +231,7 @@ class _Demo:
         """Send the rest at a rate and show what comes of it."""
         first = worker.read_at_rest()
         data, settings = self._data, self._settings
-        port = settings.metrics.port
+        port = settings.metrics.worker_port
         split, total = data.split, len(data.interactions)
         histories = UserHistories(data.interactions, settings.fields.accepted_event_types)
         cards = UserCards(histories.items_of)

@@ -51,7 +51,7 @@ class DemoWorker:
             ready: rates that begin there err on the low side.
         """
         began_s = time.monotonic()
-        while not is_ready(self._settings.metrics.port):
+        while not is_ready(self._settings.metrics.worker_port):
             began_s = time.monotonic()
             time.sleep(LOOK_PERIOD_S)
         return Reading(at_s=began_s, series={})
@@ -59,7 +59,7 @@ class DemoWorker:
     def read(self) -> Reading:
         """Wait for an answer from its /metrics."""
         while True:
-            reading = take_reading(self._settings.metrics.port)
+            reading = take_reading(self._settings.metrics.worker_port)
             if reading is not None:
                 return reading
             time.sleep(LOOK_PERIOD_S)

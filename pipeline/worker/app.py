@@ -213,7 +213,7 @@ def create_worker(
         server = serve(
             registry,
             settings.metrics.host,
-            settings.metrics.port,
+            settings.metrics.worker_port,
             health=health.alive,
             ready=health.ready,
         )

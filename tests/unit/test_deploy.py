@@ -116,8 +116,13 @@ def test_prometheus_scrapes_the_services_that_exist(compose: dict[str, Any]) -> 
 
     scraped = [source for job in config["scrape_configs"] for source in job["dns_sd_configs"]]
 
-    assert {name for source in scraped for name in source["names"]} == {"worker", "trainer"}
-    assert {source["port"] for source in scraped} == {MetricsSettings().port}
+    ports = {name: source["port"] for source in scraped for name in source["names"]}
+    own = MetricsSettings()
+    assert ports == {"worker": own.worker_port, "trainer": own.trainer_port}
+    for name, port in ports.items():
+        service = compose["services"][name]
+        assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+        assert f"http://127.0.0.1:{port}/" in service["healthcheck"]["test"][-1]
     assert all((DEPLOY / "prometheus" / name).is_file() for name in config["rule_files"])
     assert "./prometheus:/etc/prometheus:ro" in compose["services"]["prometheus"]["volumes"]
 

@@ -200,6 +200,7 @@ def test_a_value_that_cannot_be_read_ends_with_code_2_and_its_origin(
         (ModelSettings, {"max_length": 1}, "model.max_length must be at least 2"),
         (TrainerSettings, {"period_s": 0.0}, "trainer.period_s must be over 0, got 0.0"),
         (MetricsSettings, {"port": 65536}, "metrics.port must be a port, 0 to 65535, got 65536"),
+        (MetricsSettings, {"port": -1}, "metrics.port must be a port, 0 to 65535, got -1"),
         (BrokerSettings, {"port": -1}, "broker.port must be a port"),
         (BrokerSettings, {"heap_mib": 1}, "broker.heap_mib must be at least 128, got 1"),
     ],
@@ -318,3 +319,13 @@ def test_a_switch_takes_no_other_value(capsys: pytest.CaptureFixture[str]) -> No
         parse_command(Switched, ["--all", "yes"], prog="lrurec something", environ={})
 
     assert "expected nothing, True or False, got yes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("port", "expected"), [(None, (9108, 9109)), (17, (17, 17)), (0, (0, 0))])
+def test_worker_and_trainer_do_not_meet_on_one_port(
+    port: int | None, expected: tuple[int, int]
+) -> None:
+    """Both run on one machine as they are; a port that is given holds for either."""
+    metrics = MetricsSettings(port=port)
+
+    assert (metrics.worker_port, metrics.trainer_port) == expected
