@@ -1,13 +1,15 @@
 """Stock Faust apps and engine apps side by side, for tests of what the engine works around.
 
 Both run in the calling process on a real Kafka. What ends its process has to be watched from
-outside: `python -m tests.faust_apps FAILING --settings...` runs an engine app that fails as told.
+outside: `python -m tests.faust_apps WHO --settings...` runs an app that fails.
 """
 
 import asyncio
+import dataclasses
 import functools
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,17 +46,20 @@ class OffsetProcessor:
     Attributes:
         seen: (partition, offset) of every record, in order.
         fails: Raise on the next records.
+        begun: Set when there are records in work.
     """
 
     def __init__(self, *, fails: bool = False) -> None:
         self.seen: list[tuple[int, int]] = []
         self.fails = fails
+        self.begun = threading.Event()
         self._rows: dict[int, dict[bytes, bytes | None]] = {}
 
     def process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
         if self.fails:
             msg = "told to fail"
             raise RuntimeError(msg)
+        self.begun.set()
         results: dict[int, PartitionResult] = {}
         for number, chunk in chunks:
             result = results.setdefault(number, PartitionResult(number, []))
@@ -104,7 +109,8 @@ def stock_app(settings: Settings, agent: Callable[[Any], Any], **more: Any) -> f
 def engine_app(settings: Settings, processor: OffsetProcessor, **more: Any) -> EngineApp:
     """An engine app on the same topics; nothing connects yet."""
     return create_engine_app(
-        engine_options(settings),
+        # The deadline of a stop is a deadline of the process, which is the tests' here.
+        dataclasses.replace(engine_options(settings), stop_deadline_s=NEVER_S),
         processor,
         MemoryStore(),
         partitions=settings.topics.partitions,
@@ -149,28 +155,36 @@ def committed_offset(settings: Settings, partition: int = 0) -> int | None:
 
 
 def main() -> None:
-    """Run an engine app that fails: in its processor, or in a task of Faust's beside it."""
-    import uvloop
+    """Run an app that fails: `stock`, or the engine's, in its `processor` or in a `task` beside it.
 
+    A task fails when the first records are in work, and nothing is acknowledged yet.
+    """
     from pipeline.commands.worker import Command
     from pipeline.settings import parse_command
-    from pipeline.worker.app import StreamWorker
 
-    where, settings = sys.argv[1], parse_command(Command, sys.argv[2:], prog="").settings
-    loop = uvloop.new_event_loop()
+    who, settings = sys.argv[1], parse_command(Command, sys.argv[2:], prog="").settings
+    loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    processor = OffsetProcessor(fails=where == "processor")
-    app = engine_app(settings, processor, broker_commit_interval=0.2)
+    processor = OffsetProcessor(fails=who == "processor")
 
-    @app.task
-    async def fail_beside() -> None:
-        while where == "task" and not processor.seen:
+    async def work_for_ever(stream: Any) -> None:
+        async for _ in stream.take_events(20, within=0.05):
+            processor.begun.set()
+            await asyncio.sleep(NEVER_S)
+            print("finished")
+
+    async def fail_in_work() -> None:
+        while not processor.begun.is_set():
             await asyncio.sleep(0.01)
-        if where == "task":
-            msg = "told to fail"
-            raise RuntimeError(msg)
+        msg = "told to fail"
+        raise RuntimeError(msg)
 
-    StreamWorker(app, loop).execute_from_commandline()
+    if who == "stock":
+        app = stock_app(settings, work_for_ever, broker_commit_interval=NEVER_S)
+    else:
+        app = engine_app(settings, processor)
+    app.task(fail_in_work)
+    faust.Worker(app, loop=loop, loglevel="info", quiet=True).execute_from_commandline()
 
 
 if __name__ == "__main__":

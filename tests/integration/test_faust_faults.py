@@ -1,0 +1,541 @@
+"""Faults of stock Faust, shown by stock Faust, beside what the engine does in the same place.
+
+`pipeline.engine.compat.FAULTS` names each test here; those of aiokafka are in
+`test_faust_faults_clients.py`. Where a fault needs many joins to strike, its mechanism is shown in
+stock's own classes.
+"""
+
+import asyncio
+import contextlib
+import gc
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.topics import changelog_name, create_topics
+from pipeline.engine.chunks import Chunk
+from pipeline.engine.partitions import Checkpointer
+from pipeline.engine.stop import ExitCode
+from pipeline.engine.transport import ChunkMessage, Consumer
+from pipeline.settings import Settings, settings_flags
+from pipeline.worker.app import engine_options
+from state.memory import MemoryStore
+from tests.faust_apps import (
+    NEVER_S,
+    OffsetProcessor,
+    committed,
+    committed_offset,
+    engine_app,
+    in_loop,
+    started,
+    stock_app,
+    until,
+)
+from tests.kafka import send, unique_settings
+from tests.worker_process import ROOT
+
+# Stock leaves loops, sockets and clients of its threads unclosed when it stops.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def _what_stock_left() -> Iterator[None]:
+    """Collect it here, where it is no error."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def one(settings: Settings) -> Settings:
+    """Topics of one partition."""
+    own = replace(settings, topics=replace(settings.topics, partitions=1))
+    create_topics(own)
+    return own
+
+
+@pytest.fixture
+def nowhere(tmp_path: Any) -> Settings:
+    """Settings of an app that is never started."""
+    return unique_settings("127.0.0.1:1", tmp_path, partitions=1)
+
+
+async def idle(stream: Any) -> None:
+    """An agent that reads on."""
+    async for _ in stream:
+        pass
+
+
+def write(settings: Settings, n: int, first: int = 0) -> None:
+    records = [(0, b"user-%d" % (i % 3), b"%d" % i) for i in range(first, first + n)]
+    send(settings.kafka.bootstrap_servers, settings.topics.interactions, records)
+
+
+def stock_message(consumer: Any, tp: TP, offset: int) -> Any:
+    """A message of stock's, which the consumer waits for."""
+    message = driver.ConsumerMessage(
+        tp.topic, tp.partition, offset, 0.0, 0, (), b"k", b"v", None, 0, 0, tp
+    )
+    consumer.track_message(message)
+    return message
+
+
+def engine_consumer(settings: Settings) -> Consumer:
+    """The engine's consumer, not connected."""
+    consumer: Consumer = engine_app(settings, OffsetProcessor()).consumer
+    consumer.app.topics._acking_topics.add(settings.topics.interactions)
+    return consumer
+
+
+def stock_consumer(settings: Settings) -> Any:
+    """Stock's consumer, not connected, of a topic whose messages are acknowledged."""
+    app = stock_app(settings, idle)
+    app.topics._acking_topics.add(settings.topics.interactions)
+    return app.consumer
+
+
+def deliver(consumer: Consumer, tp: TP, start: int, end: int) -> ChunkMessage:
+    """A chunk as the engine's `getmany` notes it."""
+    message = consumer._to_message(tp, Chunk((), start, end))
+    consumer._inflight[tp].append(message)
+    return message
+
+
+# --- holes-after-rebalance
+
+
+def recorded(base: type, log: list[str]) -> type:
+    """A consumer that writes down the order of an assignment."""
+
+    class Recorded(base):  # type: ignore[misc]
+        def resume_partitions(self, tps: Any) -> None:
+            if any(not self._is_changelog_tp(tp) for tp in tps):
+                log.append("resumed")
+            super().resume_partitions(tps)
+
+        async def perform_seek(self) -> None:
+            log.append("seek")
+            await super().perform_seek()
+            log.append("sought")
+
+        def resume_flow(self) -> None:
+            log.append("flow")
+            super().resume_flow()
+
+    return Recorded
+
+
+async def assignment_order(app: Any, base: type) -> list[str]:
+    log: list[str] = []
+    app.transport.Consumer = recorded(base, log)
+    empty = app.flow_control.clear
+    app.flow_control.clear = lambda: (log.append("queues emptied"), empty())
+    async with started(app):
+        await until(lambda: "flow" in log, "an assignment flows")
+        await until(lambda: "resumed" in log, "partitions flow")
+        return list(log)
+
+
+@in_loop
+async def test_stock_resumes_partitions_before_it_seeks_them(one: Settings) -> None:
+    """And empties the queues, of whatever came meanwhile, behind the seek."""
+    app = stock_app(one, idle)
+    app.Table("users", partitions=1)
+
+    order = await assignment_order(app, driver.Consumer)
+
+    assert order.index("resumed") < order.index("seek")
+    assert "queues emptied" in order[order.index("sought") :]
+
+
+@in_loop
+async def test_partitions_flow_only_behind_their_seek(one: Settings) -> None:
+    """Nothing is delivered between an assignment and the committed offsets."""
+    order = await assignment_order(engine_app(one, OffsetProcessor()), Consumer)
+
+    assert order.index("sought") < order.index("flow")
+    assert order.index("sought") < order.index("resumed")
+    assert order.index("queues emptied") < order.index("flow")
+
+
+@in_loop
+async def test_stock_books_what_a_stale_fetch_jumped_over_as_processed(nowhere: Settings) -> None:
+    """Committed 5; a fetch from before the seek brings 9, then 5 to 10 are read again.
+
+    Stock's own intake, acknowledgement and commit; only what is fetched is given.
+    """
+    consumer = stock_consumer(nowhere)
+    tp = TP(nowhere.topics.interactions, 0)
+    processed: list[int] = []
+
+    async def fetched(timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        offsets = [9, *range(5, 11)] if not processed else []
+        for offset in offsets:
+            yield tp, stock_message(consumer, tp, offset)
+        if not offsets:
+            fetcher._stopped.set()
+
+    async def process(message: Any) -> None:
+        processed.append(message.offset)
+        consumer.ack(message)
+
+    consumer.getmany, consumer.callback = fetched, process
+    consumer._committed_offset[tp], consumer._read_offset[tp] = 5, 5
+    fetcher = consumer.app._fetcher
+
+    await consumer._drain_messages(fetcher)
+
+    assert set(processed) == {9, 10}
+    assert consumer._new_offset(tp) == 10  # nobody reads 5 to 8 any more
+
+
+# --- gap-commit, commit-past-unacked
+
+
+@in_loop
+async def test_stock_books_a_gap_as_acknowledged(nowhere: Settings) -> None:
+    """Whatever the reason of the gap."""
+    consumer, tp = stock_consumer(nowhere), TP(nowhere.topics.interactions, 0)
+    messages = {offset: stock_message(consumer, tp, offset) for offset in (0, 1, 7)}
+    await consumer._add_gap(tp, 2, 7 - 1)
+    for message in messages.values():
+        consumer.ack(message)
+
+    assert consumer._new_offset(tp) == 8
+
+
+@in_loop
+async def test_a_gap_is_never_committed(nowhere: Settings) -> None:
+    """The engine's consumer books nothing by itself."""
+    consumer, tp = engine_consumer(nowhere), TP(nowhere.topics.interactions, 0)
+    first = deliver(consumer, tp, 0, 2)
+    await consumer._add_gap(tp, 2, 6)
+    first.acked = True
+
+    assert consumer._new_offset(tp) == 2
+    assert consumer._new_offset(tp) is None
+
+
+@in_loop
+async def test_stock_commits_past_a_message_in_work(nowhere: Settings) -> None:
+    """Committed 5, 5 in work, 6 to 8 done: it commits 9."""
+    consumer, tp = stock_consumer(nowhere), TP(nowhere.topics.interactions, 0)
+    consumer._committed_offset[tp] = 5
+    messages = [stock_message(consumer, tp, offset) for offset in range(5, 9)]
+    for message in messages[1:]:
+        consumer.ack(message)
+
+    assert not messages[0].acked
+    assert consumer._new_offset(tp) == 9
+
+
+@in_loop
+async def test_a_chunk_in_work_holds_the_commit_back(nowhere: Settings) -> None:
+    """Until it is done, however many behind it are."""
+    consumer, tp = engine_consumer(nowhere), TP(nowhere.topics.interactions, 0)
+    consumer._committed_offset[tp] = 5
+    first, *others = [deliver(consumer, tp, offset, offset + 1) for offset in range(5, 9)]
+    for message in others:
+        message.acked = True
+
+    assert consumer._new_offset(tp) is None
+    first.acked = True
+    assert consumer._new_offset(tp) == 9
+
+
+# --- commit-behind-commit
+
+
+def hold_first_commit(consumer: Any) -> asyncio.Event:
+    """Let the first commit wait, as a slow broker would; the event lets it go."""
+    gate, commit, held = asyncio.Event(), consumer._commit, []
+
+    async def wait_first(offsets: Any) -> Any:
+        if not held:
+            held.append(True)
+            await gate.wait()
+        return await commit(offsets)
+
+    consumer._commit = wait_first
+    return gate
+
+
+@in_loop
+async def test_stock_does_not_commit_behind_a_commit_that_is_under_way(one: Settings) -> None:
+    """Its caller is told so by False, which no caller looks at."""
+    await asyncio.to_thread(write, one, 2)
+    events: list[Any] = []
+
+    async def keep(stream: Any) -> None:
+        async for event in stream.events():
+            event.message.incref()
+            events.append(event)
+
+    app = stock_app(one, keep, broker_commit_interval=NEVER_S)
+    async with started(app):
+        await until(lambda: len(events) == 2, "both records")
+        gate = hold_first_commit(app.consumer)
+        events[0].ack()
+        running = asyncio.ensure_future(app.consumer.commit())
+        await asyncio.sleep(0)
+        events[1].ack()
+        last = asyncio.ensure_future(app.consumer.commit())
+        await asyncio.sleep(0.05)
+        gate.set()
+
+        assert (await running, await last) == (True, False)
+        assert await committed(one) == 1
+        await app.consumer.commit()  # lets the app stop
+
+
+@in_loop
+async def test_a_last_commit_is_made_whatever_is_under_way(one: Settings) -> None:
+    """`wait_empty` comes back when all that is acknowledged is committed."""
+    settings = replace(one, worker=replace(one.worker, checkpoint_interval_s=NEVER_S))
+    processor = OffsetProcessor()
+    app = engine_app(settings, processor, broker_commit_interval=NEVER_S)
+    async with started(app):
+        await asyncio.to_thread(write, one, 1)
+        await until(lambda: app.stream_service.partitions[0].events, "a chunk to checkpoint")
+        part = app.stream_service.partitions[0]
+        await app.stream_service.checkpointer.checkpoint(part)
+        gate = hold_first_commit(app.consumer)
+        running = asyncio.ensure_future(app.consumer.commit())
+        await asyncio.to_thread(write, one, 1, 1)
+        await until(lambda: part.events, "another")
+        last = asyncio.ensure_future(app.consumer.wait_empty())
+        await until(lambda: not part.events, "a last checkpoint")
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(running, last)
+
+        assert await committed(one) == 2
+
+
+# --- zombie-writes
+
+
+@in_loop
+async def test_stock_writes_the_changelog_of_a_partition_that_another_worker_owns(
+    one: Settings,
+) -> None:
+    """Nothing tells the broker that it may not."""
+    owner, other = (stock_app(one, idle) for _ in range(2))
+    tables = [
+        app.Table("users", partitions=1, key_type=bytes, value_type=bytes) for app in (owner, other)
+    ]
+    async with started(owner):
+        await until(lambda: owner.tables.actives_ready, "an owner")
+        await other.producer.start()  # it never joined: it owns nothing
+        topic = tables[1].changelog_topic
+        await (
+            await topic.send(
+                key=b"u", value=b"old", partition=0, key_serializer="raw", value_serializer="raw"
+            )
+        )
+        await other.producer.stop()
+
+    (record,) = await asyncio.to_thread(
+        lambda: list(read_partitions(one.kafka, changelog_name(one.worker.app_id)))
+    )
+    assert record.value == b"old"
+
+
+def checkpointer(settings: Settings, threads: ThreadPoolExecutor) -> Checkpointer:
+    return Checkpointer(
+        engine_options(settings),
+        OffsetProcessor(),
+        MemoryStore(),
+        compute=threads,
+        disk=threads,
+        on_checkpoint=lambda rows, seconds: None,
+        at_stage=None,
+    )
+
+
+@in_loop
+async def test_a_former_owner_cannot_write_the_changelog(one: Settings) -> None:
+    """From the moment on at which the next one fenced it."""
+    with ThreadPoolExecutor(1) as threads:
+        former, present = checkpointer(one, threads), checkpointer(one, threads)
+        old = await former.fence(0)
+        await former.log_rows(old, [(b"u", b"1")])
+        new = await present.fence(0)
+        try:
+            with pytest.raises((ProducerFenced, InvalidProducerEpoch)):
+                await former.log_rows(old, [(b"u", b"old")])
+            await present.log_rows(new, [(b"u", b"2")])
+        finally:
+            await asyncio.gather(old.producer.stop(), new.producer.stop(), return_exceptions=True)
+
+    rows = await asyncio.to_thread(
+        lambda: list(read_partitions(one.kafka, changelog_name(one.worker.app_id), committed=True))
+    )
+    assert [row.value for row in rows] == [b"1", b"2"]
+
+
+# --- flush-gives-up
+
+
+@in_loop
+async def test_stock_gives_up_a_flush_with_records_unsent(one: Settings) -> None:
+    """Here the broker knows no such topic yet; a slow one would do."""
+    app = stock_app(one, idle)
+    await app.producer.start()
+    missing = app.topic(
+        "missing-" + one.topics.interactions, key_serializer="raw", value_serializer="raw"
+    )
+    for _ in range(10):
+        app.producer.send_soon(missing.as_future_message(key=b"k", value=b"v"))
+    started_s = time.monotonic()
+
+    await app.producer.flush()
+
+    assert time.monotonic() - started_s < 1
+    assert app.producer.buffer.size >= 9
+    with contextlib.suppress(RuntimeError):  # it cannot be stopped with records unsent
+        await app.producer.stop()
+
+
+@in_loop
+async def test_a_chunk_is_acknowledged_only_when_its_outputs_are_safe(one: Settings) -> None:
+    """However long a broker takes for them."""
+
+    class Event:
+        acked = False
+
+        def ack(self) -> None:
+            self.acked = True
+
+    with ThreadPoolExecutor(1) as threads:
+        points = checkpointer(one, threads)
+        part, event, output = await points.fence(0), Event(), asyncio.Future()
+        part.events, part.confirmations = [event], [output]
+        checkpoint = asyncio.ensure_future(points.checkpoint(part))
+        await asyncio.sleep(0.3)
+        acked_before = event.acked
+        output.set_result(None)
+        await checkpoint
+        await part.producer.stop()
+
+    assert (acked_before, event.acked) == (False, True)
+
+
+# --- take-loses, crash-commits
+
+
+@in_loop
+async def test_stock_acknowledges_a_batch_whose_agent_failed_and_reads_nothing_behind_it(
+    one: Settings,
+) -> None:
+    """All of it ends up as committed; most of it was never delivered."""
+    await asyncio.to_thread(write, one, 200)
+    done: list[int] = []
+
+    async def fail(stream: Any) -> None:
+        async for events in stream.take_events(20, within=0.05):
+            if events[0].message.offset >= 40:
+                msg = "told to fail"
+                raise RuntimeError(msg)
+            done.extend(event.message.offset for event in events)
+
+    app = stock_app(one, fail, broker_commit_interval=0.1)
+    async with started(app):
+        async with asyncio.timeout(20):
+            while (await committed(one) or 0) <= 40:
+                await asyncio.sleep(0.05)
+        end = await committed(one)
+
+    assert len(done) <= 40 < (end or 0)
+
+
+def run_failing(settings: Settings, who: str) -> subprocess.CompletedProcess[str]:
+    """An app in its own process, which fails there."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.faust_apps", who, *settings_flags(settings)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_stock_acknowledges_what_is_in_work_when_any_part_of_it_crashes(one: Settings) -> None:
+    """Its way down cancels the agent, and cancelling one acknowledges the batch that it holds."""
+    write(one, 20)
+
+    done = run_failing(one, "stock")
+
+    assert done.returncode, done.stderr
+    assert "told to fail" in done.stderr
+    assert "finished" not in done.stdout
+    assert committed_offset(one) == 20
+
+
+@pytest.mark.parametrize("where", ["processor", "task"])
+def test_an_engine_that_fails_ends_at_once_and_commits_nothing(one: Settings, where: str) -> None:
+    """In a batch, or in any part of Faust's beside it; everything is read again."""
+    write(one, 200)
+    settings = replace(one, worker=replace(one.worker, checkpoint_interval_s=NEVER_S))
+
+    done = run_failing(settings, where)
+
+    assert done.returncode == ExitCode.BUG, done.stderr[-2000:]
+    assert committed_offset(one) is None
+
+
+# --- second-of-sleep
+
+
+@in_loop
+async def test_stock_sleeps_a_second_at_a_start_and_while_nothing_is_active(
+    nowhere: Settings,
+) -> None:
+    """However soon there is something to do."""
+    app = stock_app(nowhere, idle)
+    consumer = app.consumer
+    consumer.resume_flow()
+    consumer._set_active_tps(set())
+    tp = TP(nowhere.topics.interactions, 0)
+    began_s = time.monotonic()
+    wait = asyncio.ensure_future(consumer._wait_next_records(1.0))
+    await asyncio.sleep(0.05)
+    consumer.resume_partitions({tp})
+    await wait
+    assert time.monotonic() - began_s > 0.95
+
+
+@in_loop
+async def test_a_partition_that_flows_again_wakes_the_consumer(nowhere: Settings) -> None:
+    """It is asked for at once."""
+    consumer = engine_consumer(nowhere)
+    consumer.resume_flow()
+    consumer._set_active_tps(set())
+    asked = asyncio.Event()
+
+    async def fetch(active_partitions: Any, timeout: float) -> Any:
+        asked.set()
+        return {}
+
+    consumer._getmany = fetch
+    wait = asyncio.ensure_future(consumer._wait_next_records(1.0))
+    await asyncio.sleep(0.05)
+    assert not asked.is_set()
+    began_s = time.monotonic()
+    consumer.resume_partitions({TP(nowhere.topics.interactions, 0)})
+    await wait
+
+    assert asked.is_set()
+    assert time.monotonic() - began_s < 0.5
