@@ -46,10 +46,16 @@ class RepeatFilter(logging.Filter):
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO pipeline.log: message`, with a traceback below if any."""
+    """`2026-01-31T12:00:00.000Z INFO pipeline.log: message`, with a traceback below if any.
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    Args:
+        process: Number of this process among several that write to one place; it then stands in
+            brackets behind the level.
+    """
+
+    def __init__(self, process: int | None = None) -> None:
+        number = "" if process is None else f" [{process}]"
+        super().__init__(f"%(asctime)s %(levelname)s{number} %(name)s: %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Return the time in UTC, ISO 8601."""
@@ -62,7 +68,15 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message; held_back and exception if any."""
+    """One JSON object a line: time, level, logger, message; held_back and exception if any.
+
+    Args:
+        process: As in `TextFormatter`; it then stands under `process`.
+    """
+
+    def __init__(self, process: int | None = None) -> None:
+        super().__init__()
+        self._number = {} if process is None else {"process": process}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
@@ -71,6 +85,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **self._number,
         }
         if held_back := getattr(record, "held_back", 0):
             line["held_back"] = held_back
@@ -84,13 +99,21 @@ def _moment(record: logging.LogRecord) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
+def configure_logging(
+    settings: LogSettings, stream: TextIO | None = None, *, process: int | None = None
+) -> None:
     """Send the log of this process to a stream (None: stderr); a second call replaces the first.
 
     Kafka's clients and Faust speak up from WARNING on only, at level DEBUG from INFO on.
+
+    Args:
+        settings: Level and format.
+        stream: Where to.
+        process: Number of this process, where several write to one place.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    is_json = settings.format == "json"
+    handler.setFormatter(JsonFormatter(process) if is_json else TextFormatter(process))
     handler.addFilter(RepeatFilter())
     logging.basicConfig(level=settings.level, handlers=[handler], force=True)
     logging.captureWarnings(True)

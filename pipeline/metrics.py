@@ -21,7 +21,14 @@ from pipeline.errors import DeadReason
 from pipeline.metrics_server import MetricsServer, serve
 from state.store import StoreStats
 
-__all__ = ["ArrayHistogram", "Metrics", "MetricsServer", "TrainerMetrics", "serve"]
+__all__ = [
+    "ArrayHistogram",
+    "Metrics",
+    "MetricsServer",
+    "SupervisorMetrics",
+    "TrainerMetrics",
+    "serve",
+]
 
 MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
 
@@ -278,6 +285,32 @@ class TrainerMetrics:
 
 class ArrayHistogram(Collector):
     """A histogram that takes many values at once, for what is measured per event.
+
+class SupervisorMetrics:
+    """What a supervisor of several worker processes measures itself.
+
+    Args:
+        registry: Where they are registered; one instance per registry.
+        processes: How many there are.
+    """
+
+    def __init__(self, registry: CollectorRegistry, processes: int) -> None:
+        own: dict[str, Any] = {"registry": registry}
+        numbers = [str(number) for number in range(processes)]
+        self.up = _by_label(
+            Gauge("lrurec_process_up", "Whether a worker process answers", ["process"], **own),
+            numbers,
+        )
+        self.restarts = _by_label(
+            Counter(
+                "lrurec_process_restarts",
+                "Times that a worker process ended by itself and was started again",
+                ["process"],
+                **own,
+            ),
+            numbers,
+        )
+
 
     Args:
         name: With its unit.

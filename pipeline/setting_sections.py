@@ -273,7 +273,8 @@ class WorkerSettings:
     """Where the model runs: cpu, cuda, cuda:N; auto is cuda where there is one, else cpu."""
 
     threads: int | None = None
-    """Threads of the model on the CPU; None: as many as torch finds right."""
+    """Threads of the model on the CPU; None: as many as torch finds right, and of several processes
+    (--processes) the cores divided by their number."""
 
     def __post_init__(self) -> None:
         legal = re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", self.app_id)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import REGISTRY
 
+from pipeline.errors import SettingsInvalid
 from pipeline.settings import Settings, SettingsFlags
 
 
@@ -11,11 +12,27 @@ from pipeline.settings import Settings, SettingsFlags
 class Command:
     """Consume interactions, move states, answer with recommendations; until a signal stops it."""
 
+    processes: int = 1
+    """Worker processes on this machine, which share its partitions: as many as there are cores to
+    spare, at most as many as partitions. Each has a folder of its own below worker.data_dir."""
+
     settings: SettingsFlags = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            msg = f"--processes must be at least 1, got {self.processes}"
+            raise SettingsInvalid(msg)
 
 
 def run(command: Command) -> int:
-    """Run a worker in this process; ends by SystemExit with Faust's exit code."""
+    """Run a worker in this process, or several under a supervisor that is this process.
+
+    One worker ends by SystemExit with Faust's exit code.
+    """
+    if command.processes > 1:
+        from pipeline.worker.supervisor import supervise
+
+        return supervise(command.settings, command.processes)
     from pipeline.worker.app import create_worker  # torch and Faust: only for those who run
 
     create_worker(command.settings, REGISTRY).run()

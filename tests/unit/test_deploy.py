@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from pipeline.__main__ import COMMANDS
-from pipeline.metrics import Metrics, TrainerMetrics
+from pipeline.metrics import Metrics, SupervisorMetrics, TrainerMetrics
 from pipeline.settings import MetricsSettings, WorkerSettings, parse_command
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -146,6 +146,8 @@ def test_an_alert_asks_for_metrics_that_exist(rule: dict[str, Any]) -> None:
             exported |= {(sample.name, f'{key}="{value}"') for key, value in sample.labels.items()}
     # Its children are partitions, which come and go.
     exported.add(("lrurec_consumer_lag_events", ""))
+    SupervisorMetrics(registry := CollectorRegistry(), 2)
+    exported |= {(s.name, "") for family in registry.collect() for s in family.samples}
 
     asked = re.findall(r"(lrurec_\w+)(?:\{(\w+=\"\w+\")\})?", rule["expr"])
 

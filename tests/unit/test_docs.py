@@ -78,12 +78,12 @@ def test_every_setting_stands_with_its_default() -> None:
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, tuple[str, dict[str, set[str]]]]:
-    """Every metric of worker and trainer: kind, and values by label."""
+    """Every metric of worker, supervisor and trainer: kind, and values by label."""
     metrics = importlib.import_module("pipeline.metrics")
     found: dict[str, tuple[str, dict[str, set[str]]]] = {}
-    for kind in (metrics.Metrics, metrics.TrainerMetrics):
+    for kind in (metrics.Metrics, metrics.SupervisorMetrics, metrics.TrainerMetrics):
         registry = CollectorRegistry()
-        made = kind(registry)
+        made = kind(registry, 1) if kind is metrics.SupervisorMetrics else kind(registry)
         if kind is metrics.Metrics:
             made.watch_store(StoreStats())
             made.set_lag({0: 0})
@@ -110,7 +110,8 @@ def test_every_metric_stands_with_its_kind_and_labels(
     assert told.keys() == exported.keys()
     for name, (kind, labels) in exported.items():
         values = {value for label in labels.values() for value in label}
-        if name in {"lrurec_build_info", "lrurec_consumer_lag_events"}:  # values of this machine
+        of_this_machine = {"lrurec_build_info", "lrurec_consumer_lag_events"}
+        if name in of_this_machine or name.startswith("lrurec_process_"):
             values = set()
         assert told[name] == (kind, labels.keys() | values), name
 

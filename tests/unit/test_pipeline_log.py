@@ -55,6 +55,19 @@ def test_our_own_lines_are_never_held_back() -> None:
     assert flood([0.0], "pipeline.worker.app", 50, RepeatFilter(lambda: 0.0)) == [0] * 50
 
 
+def test_lines_of_several_processes_are_told_apart() -> None:
+    """By number, in both formats, where they are written to one place."""
+    text, lines = io.StringIO(), io.StringIO()
+
+    configure_logging(LogSettings(), text, process=3)
+    logging.getLogger("pipeline.x").info("hello")
+    configure_logging(LogSettings(format="json"), lines, process=3)
+    logging.getLogger("pipeline.x").info("hello")
+
+    assert text.getvalue().endswith(" INFO [3] pipeline.x: hello\n")
+    assert json.loads(lines.getvalue())["process"] == 3
+
+
 def test_lines_for_people_have_time_level_and_place() -> None:
     """One line each, in UTC, with a traceback below where there is one."""
     stream = io.StringIO()
