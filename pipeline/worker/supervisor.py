@@ -9,18 +9,15 @@ lock, which it inherits, lets the next supervisor wait for it.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -30,8 +27,8 @@ from pipeline.metrics import SupervisorMetrics, serve
 from pipeline.settings import Settings, settings_flags
 from pipeline.worker.channel import HEALTH, METRICS, READY, SupervisorEnd, decode_verdict
 from pipeline.worker.exits import is_final, meaning
+from pipeline.worker.folder_lock import lock_folder
 from pipeline.worker.merged_pages import MergedPages, merged_verdict
-from state.errors import StateError, StoreLocked
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +37,6 @@ LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0  # after so long a run the pauses begin anew
 STOP_MARGIN_S = 5.0  # a process ends itself at its own deadline; killed is what cannot
 ANSWER_DEADLINE_S = 2.0
-POLL_S = 0.1
 
 
 def supervise(settings: Settings, processes: int) -> int:
@@ -97,62 +93,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def lock_folder(folder: Path, wait_s: float) -> Iterator[int]:
-    """Hold a folder for one supervisor and its processes; the descriptor is theirs to inherit.
-
-    Processes whose supervisor died are waited for: they are about to stop.
-
-    Raises:
-        StateError: The folder cannot be written.
-        StoreLocked: A supervisor runs there, or its processes are still there after `wait_s`.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "processes.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        msg = f"{folder}: expected a folder to keep states in, got {error}"
-        raise StateError(msg) from error
-    try:
-        deadline_s = time.monotonic() + wait_s
-        told = False
-        while not _try_lock(lock):
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            if _runs(holder) or time.monotonic() > deadline_s:
-                msg = (
-                    f"{folder} is in use by the supervisor with process {holder} or what it left: "
-                    "stop that, or give this one another folder: --worker.data-dir"
-                )
-                raise StoreLocked(msg)
-            if not told:
-                _log.info("waiting for the processes of an earlier supervisor to end")
-                told = True
-            time.sleep(POLL_S)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _runs(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class Child:

@@ -25,8 +25,9 @@ from pipeline.worker.channel import (
     encode_verdict,
 )
 from pipeline.worker.exits import MEANINGS, is_final, meaning
+from pipeline.worker.folder_lock import lock_folder
 from pipeline.worker.merged_pages import merged_verdict
-from pipeline.worker.supervisor import lock_folder, settings_of_process, usable_cores
+from pipeline.worker.supervisor import settings_of_process, usable_cores
 from state.errors import StateError, StoreLocked
 
 
