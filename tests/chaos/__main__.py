@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.benchmarks.report import write_json
@@ -56,7 +57,7 @@ def main() -> int:
         seed=options.seed,
         minutes=options.minutes,
         events_per_s=options.rate,
-        say=lambda text: print(text, flush=True),
+        say=lambda text: print(f"{datetime.now(UTC):%T.%f} {text}", flush=True),
     )
     print(f"{run.outcome.replay}\nlogs below {folder}", flush=True)
     try:
@@ -66,6 +67,9 @@ def main() -> int:
         raise
     write_json(options.json, outcome.to_json())
     assert outcome.judgement is not None
+    assert outcome.order is not None
+    for what in outcome.order.first:
+        print(f"older list after a newer one: {what}")
     print(f"done {dict(outcome.done)}, exits {dict(outcome.exits)}")
     for what in (*outcome.hangs, *outcome.odd_exits, *outcome.judgement.wrong):
         print(f"  {what}")

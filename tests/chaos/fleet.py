@@ -23,6 +23,7 @@ LEAVE_DEADLINE_S = 30.0
 STAGE_DEADLINE_S = 20.0  # a worker without partitions never reaches its stage
 POLL_S = 0.1
 LOG_TAIL = 2000
+MOST_ODD_EXITS = 20  # more, and the workers do not run at all
 
 
 @dataclass
@@ -222,7 +223,11 @@ class Fleet:
             expected |= self._kind.exits_broker
         if code not in expected:
             self._outcome.odd_exits.append(f"{name}: {code}")
-            self._say(f"{name} ended with {code}, its log:\n{member.process.log()[-LOG_TAIL:]}")
+            log = member.process.log()[-LOG_TAIL:]
+            self._say(f"{name} ended with {code}, its log:\n{log}")
+            if len(self._outcome.odd_exits) > MOST_ODD_EXITS:
+                msg = f"{len(self._outcome.odd_exits)} workers ended oddly, the last one so:\n{log}"
+                raise RuntimeError(msg)
 
     def _hang(self, what: str) -> None:
         self._outcome.hangs.append(what)

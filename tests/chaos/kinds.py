@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
@@ -15,6 +16,8 @@ from pipeline.verification.verify import verify
 from pipeline.worker.releases import announce
 from tests.chaos.load import ITEMS
 from tests.releases import random_release
+
+FIRST_REGRESSING = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +118,14 @@ class OutputOrder:
         regressing: Those that reflect an older event of their user than one before them.
         worst_regress: By how many offsets, at the most.
         worst_pause_s: Longest time without one, of any partition.
+        first: The first regressing ones, in words.
     """
 
     outputs: int
     regressing: int
     worst_regress: int
     worst_pause_s: float
+    first: list[str]
 
 
 def order_of(records: Iterable[Record]) -> OutputOrder:
@@ -128,6 +133,7 @@ def order_of(records: Iterable[Record]) -> OutputOrder:
     reached: dict[tuple[int, bytes | None], int] = {}
     last_ms: dict[int, int] = {}
     outputs = regressing = worst = pause_ms = 0
+    first: list[str] = []
     for record in records:
         outputs += 1
         offset = msgspec.json.decode(record.value)["event"]["offset"]
@@ -136,6 +142,11 @@ def order_of(records: Iterable[Record]) -> OutputOrder:
         if behind > 0:
             regressing += 1
             worst = max(worst, behind)
+            if len(first) < FIRST_REGRESSING:
+                when = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+                first.append(
+                    f"{when:%T.%f} partition {record.partition}: {offset} after {offset + behind}"
+                )
         reached[user] = max(offset, reached.get(user, -1))
         before_ms = last_ms.get(record.partition, record.timestamp)
         pause_ms = max(pause_ms, record.timestamp - before_ms)
@@ -145,4 +156,5 @@ def order_of(records: Iterable[Record]) -> OutputOrder:
         regressing=regressing,
         worst_regress=worst,
         worst_pause_s=pause_ms / 1000,
+        first=first,
     )

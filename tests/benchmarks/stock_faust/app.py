@@ -69,9 +69,7 @@ def main() -> None:
         TABLE_NAME,
         partitions=settings.topics.partitions,
         key_type=bytes,
-        key_serializer="raw",
         value_type=bytes,
-        value_serializer="raw",
         options={"driver": "rocksdict", "block_cache_size": 32 << 20},
     )
 
