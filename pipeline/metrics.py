@@ -151,6 +151,27 @@ class Metrics:
         self.restored_rows = Counter(
             "lrurec_restore_rows", "Rows read from the changelog on assignment", **own
         )
+        self.standby_rows = Counter(
+            "lrurec_standby_rows", "Rows read from the changelog as a standby", **own
+        )
+        self.restore_left = Gauge(
+            "lrurec_restore_left_rows",
+            "Changelog offsets that a partition lacks before it flows: as many rows, or fewer",
+            ["partition"],
+            **own,
+        )
+        self.restoring_partitions = Gauge(
+            "lrurec_restoring_partitions", "Partitions whose rows are being read", **own
+        )
+        self.standby_lag = Gauge(
+            "lrurec_standby_lag_rows",
+            "Changelog offsets that a standby of this worker lacks",
+            ["partition"],
+            **own,
+        )
+        self.standby_partitions = Gauge(
+            "lrurec_standby_partitions", "Partitions that this worker is a standby of", **own
+        )
         self.restore_seconds = Histogram(
             "lrurec_restore_seconds",
             "Time from an assignment until its partitions flow",
@@ -182,7 +203,7 @@ class Metrics:
             METHODS,
         )
         self._registry = registry
-        self._lagging: set[int] = set()
+        self._by_partition: dict[Gauge, set[int]] = {}
 
     def observe_stages(self, stages: Sequence[str], seconds: Iterable[float]) -> None:
         """Note how long each stage of a micro-batch took."""
@@ -235,15 +256,60 @@ class Metrics:
 
     def set_lag(self, lags: Mapping[int, int]) -> None:
         """Set the lag of every owned partition; the series of others end."""
-        for partition in self._lagging - lags.keys():
-            self.consumer_lag.remove(str(partition))
-        self._lagging = set(lags)
-        for partition, lag in lags.items():
-            self.consumer_lag.labels(str(partition)).set(lag)
+        self._set_by_partition(self.consumer_lag, lags)
+
+    def count_restored(self, standby: bool, rows: int) -> None:
+        """Count rows read from the changelog."""
+        (self.standby_rows if standby else self.restored_rows).inc(rows)
+
+    def set_restoring(self, restoring: Mapping[int, int], standbys: Mapping[int, int]) -> None:
+        """Set how many changelog offsets partitions lack; the series of others end.
+
+        Args:
+            restoring: Of each partition that is being restored.
+            standbys: Of each that this worker is a standby of.
+        """
+        self.restoring_partitions.set(len(restoring))
+        self._set_by_partition(self.restore_left, restoring)
+        self.standby_partitions.set(len(standbys))
+        self._set_by_partition(self.standby_lag, standbys)
+
+    def _set_by_partition(self, gauge: Gauge, values: Mapping[int, int]) -> None:
+        for partition in self._by_partition.get(gauge, set()) - values.keys():
+            gauge.remove(str(partition))
+        self._by_partition[gauge] = set(values)
+        for partition, value in values.items():
+            gauge.labels(str(partition)).set(value)
 
     def watch_store(self, stats: StoreStats) -> None:
         """Export what a store counts itself, read whenever the metrics are."""
         self._registry.register(_StoreCollector(stats))
+
+
+class SupervisorMetrics:
+    """What a supervisor of several worker processes measures itself.
+
+    Args:
+        registry: Where they are registered; one instance per registry.
+        processes: How many there are.
+    """
+
+    def __init__(self, registry: CollectorRegistry, processes: int) -> None:
+        own: dict[str, Any] = {"registry": registry}
+        numbers = [str(number) for number in range(processes)]
+        self.up = _by_label(
+            Gauge("lrurec_process_up", "Whether a worker process answers", ["process"], **own),
+            numbers,
+        )
+        self.restarts = _by_label(
+            Counter(
+                "lrurec_process_restarts",
+                "Times that a worker process ended by itself and was started again",
+                ["process"],
+                **own,
+            ),
+            numbers,
+        )
 
 
 class TrainerMetrics:
@@ -285,32 +351,6 @@ class TrainerMetrics:
 
 class ArrayHistogram(Collector):
     """A histogram that takes many values at once, for what is measured per event.
-
-class SupervisorMetrics:
-    """What a supervisor of several worker processes measures itself.
-
-    Args:
-        registry: Where they are registered; one instance per registry.
-        processes: How many there are.
-    """
-
-    def __init__(self, registry: CollectorRegistry, processes: int) -> None:
-        own: dict[str, Any] = {"registry": registry}
-        numbers = [str(number) for number in range(processes)]
-        self.up = _by_label(
-            Gauge("lrurec_process_up", "Whether a worker process answers", ["process"], **own),
-            numbers,
-        )
-        self.restarts = _by_label(
-            Counter(
-                "lrurec_process_restarts",
-                "Times that a worker process ended by itself and was started again",
-                ["process"],
-                **own,
-            ),
-            numbers,
-        )
-
 
     Args:
         name: With its unit.

@@ -263,6 +263,9 @@ class WorkerSettings:
     restore_deadline_s: float = 600.0
     """Longest time that restoring the states of one partition from the changelog may take."""
 
+    standby_replicas: int = 0
+    """Workers, besides the owner, that keep a copy of each partition's states; the same for all."""
+
     watchdog_s: float = 60.0
     """A worker that has events waiting and makes no progress for this long ends itself."""
 
@@ -293,7 +296,8 @@ class WorkerSettings:
                 "threads": self.threads,
             },
         )
-        _check(self.hot_rows >= 0, "worker.hot_rows", "at least 0", self.hot_rows)
+        for name in ("hot_rows", "standby_replicas"):
+            _check(getattr(self, name) >= 0, f"worker.{name}", "at least 0", getattr(self, name))
         _check_device("worker.device", self.device)
 
 

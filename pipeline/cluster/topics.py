@@ -15,12 +15,14 @@ from kafka.errors import NoError, TopicAlreadyExistsError
 
 from pipeline.cluster.clients import kafka_admin
 from pipeline.errors import TopicMismatch
-from pipeline.settings import Settings
+from pipeline.settings import KafkaSettings, Settings
 
 _log = logging.getLogger(__name__)
 
 TABLE_NAME = "users"
 """Name of the worker's table; its changelog is `{app_id}-users-changelog`, as Faust spells it."""
+
+NO_ID = "00000000-0000-0000-0000-000000000000"  # of a cluster that is older than topic ids
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -188,6 +190,17 @@ def existing_topics(settings: Settings) -> dict[str, int]:
     """
     with kafka_admin(settings.kafka) as admin:
         return _partition_counts(admin, all_topics(settings))
+
+
+def topic_id(kafka: KafkaSettings, name: str) -> str:
+    """Return what tells a topic from one that is made anew under its name, or NO_ID.
+
+    Raises:
+        BrokerUnavailable: No answer.
+    """
+    with kafka_admin(kafka) as admin:
+        (topic,) = admin.describe_topics([name])
+    return str(topic.get("topic_id", NO_ID))
 
 
 def check_topics(settings: Settings) -> list[Difference]:

@@ -1,7 +1,7 @@
 """The Faust app on the engine's transport, table and restore."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ class EngineApp(faust.App):
         engine_options: Options of the engine.
         stream_service: Everything between the agent and the commit.
         on_assignment: Is told (owned partitions, seconds) when an assignment flows.
-        on_restored_rows: Is told how many changelog records were applied.
+        on_restored_rows: Is told how many changelog records were applied, and first whether they
+            were a standby's.
+        on_restore_progress: Is told how many offsets of the changelog each partition lacks, first
+            of those that are being restored, then of standbys.
+        changelog_id: Asks for what tells the changelog from one that is made anew under its name;
+            called in a thread of its own.
     """
 
     engine_options: EngineOptions
@@ -38,7 +43,11 @@ class EngineApp(faust.App):
     on_assignment: Callable[[set[int], float], None] = staticmethod(
         lambda partitions, seconds: None
     )
-    on_restored_rows: Callable[[int], None] = staticmethod(lambda rows: None)
+    on_restored_rows: Callable[[bool, int], None] = staticmethod(lambda standby, rows: None)
+    on_restore_progress: Callable[[Mapping[int, int], Mapping[int, int]], None] = staticmethod(
+        lambda restoring, standbys: None
+    )
+    changelog_id: Callable[[], bytes] = staticmethod(lambda: b"")
 
     def _crash(self, reason: BaseException) -> None:
         """End at once where any part of Faust gives up: its own way down acknowledges things."""

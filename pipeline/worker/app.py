@@ -16,7 +16,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from pipeline.cluster.clients import aiokafka_options, faust_credentials, read_partitions
-from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics
+from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics, topic_id
 from pipeline.engine.app import EngineApp, create_engine_app
 from pipeline.engine.compat import untested_versions
 from pipeline.engine.options import EngineOptions
@@ -103,10 +103,12 @@ def create_app(
         consumer_max_fetch_size=kafka.max_fetch_bytes,
         consumer_metadata_max_age_ms=METADATA_AGE_MS,
         consumer_group_instance_id=kafka.group_instance_id,
-        table_standby_replicas=0,
+        table_standby_replicas=settings.worker.standby_replicas,
         web_enabled=False,
     )
-    app.on_restored_rows = metrics.restored_rows.inc
+    app.on_restored_rows = metrics.count_restored
+    app.on_restore_progress = metrics.set_restoring
+    app.changelog_id = lambda: topic_id(kafka, changelog_name(settings.worker.app_id)).encode()
 
     def on_assignment(owned: set[int], seconds: float) -> None:
         metrics.partitions_owned.set(len(owned))

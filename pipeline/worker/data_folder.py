@@ -9,11 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.cluster.clients import kafka_admin
+from pipeline.cluster.topics import NO_ID, topic_id
 from pipeline.errors import TopicMismatch
 from pipeline.settings import Settings
-
-NO_ID = "00000000-0000-0000-0000-000000000000"  # of a cluster that is older than topic ids
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,10 +30,8 @@ def claim_data_folder(settings: Settings) -> None:
         TopicMismatch: The folder belongs to another topic or application.
     """
     name, folder = settings.topics.interactions, settings.worker.data_dir
-    with kafka_admin(settings.kafka) as admin:
-        (topic,) = admin.describe_topics([name])
-    topic_id = str(topic.get("topic_id", NO_ID))
-    owner = Owner(app_id=settings.worker.app_id, topic=name, topic_id=topic_id)
+    found_id = topic_id(settings.kafka, name)
+    owner = Owner(app_id=settings.worker.app_id, topic=name, topic_id=found_id)
     path = folder / "owner.json"
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Owner)
