@@ -75,8 +75,7 @@ class Run:
         load = Load(self._settings, seed=self.outcome.seed, events_per_s=self._events_per_s)
         try:
             self._kind.prepare(self._settings)
-            for name in self._scenario.workers:
-                self._fleet.join(Step(do=Do.JOIN, who=name))
+            self._fleet.start(self._scenario.workers)
             self._under(load)
             self._catch_up()
             self._fleet.tell_to_leave(list(self._fleet.members))
@@ -132,7 +131,7 @@ class Run:
         """Wait until everything is committed by those who are there; if need be, by a new one."""
         self._fleet.thaw_all()
         if not self._fleet.members:
-            self._fleet.join(Step(do=Do.JOIN, who="last"))
+            self._fleet.start(["last"])
         started_s = time.monotonic()
         if not self._committed():
             self.outcome.hangs.append(
@@ -141,7 +140,7 @@ class Run:
             )
             self._say(f"HANG: {self.outcome.hangs[-1]}; a new worker takes over")
             self._fleet.kill_all()
-            self._fleet.join(Step(do=Do.JOIN, who="last"))
+            self._fleet.start(["last"])
             self._committed()
         self.outcome.recovery_s = time.monotonic() - started_s
 

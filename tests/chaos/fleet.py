@@ -5,7 +5,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import psutil
 from pipeline.settings import MetricsSettings, Settings
 from tests.chaos.kinds import Kind
 from tests.chaos.report import Outcome
-from tests.chaos.scenarios import Step
+from tests.chaos.scenarios import Do, Step
 from tests.kafka import free_port
 from tests.worker_process import WorkerProcess
 
@@ -72,14 +72,23 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self.broker_was_away = False
 
+    def start(self, names: Sequence[str]) -> None:
+        """Start workers side by side, and wait until all answer."""
+        members = {name: self._start(Step(do=Do.JOIN, who=name)) for name in names}
+        for name, member in members.items():
+            self._wait_for(name, member)
+
     def join(self, step: Step) -> None:
-        if step.who in self.members:
-            return
-        member = self._start(step)
-        with_deadline = time.monotonic() + START_DEADLINE_S
-        while self.members.get(step.who) is member and not self._answers(member):
-            if time.monotonic() > with_deadline:
-                self._hang(f"{step.who} did not answer for {START_DEADLINE_S:g} s after its start")
+        if step.who not in self.members:
+            member = self._start(step)
+            if step.waits:
+                self._wait_for(step.who, member)
+
+    def _wait_for(self, name: str, member: Member) -> None:
+        deadline_s = time.monotonic() + START_DEADLINE_S
+        while self.members.get(name) is member and not self._answers(member):
+            if time.monotonic() > deadline_s:
+                self._hang(f"{name} did not answer for {START_DEADLINE_S:g} s after its start")
                 return
             self.rest(POLL_S)
 
@@ -135,6 +144,7 @@ class Fleet:
         member = self.members.get(step.who)
         if member is None:
             return
+        self._wait_for(step.who, member)
         if member.step.die_at is not None and self._waited(
             lambda: self.members.get(step.who) is not member
         ):

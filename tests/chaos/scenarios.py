@@ -20,13 +20,13 @@ class Do(StrEnum):
     """One kind of step."""
 
     JOIN = "join"
-    """Start the worker, on the disk that it left, and wait until it answers."""
+    """Start the worker, on the disk that it left."""
 
     LEAVE = "leave"
     """SIGTERM, and wait for its end."""
 
     KILL = "kill"
-    """kill -9; a worker that was started to die at a stage is waited for."""
+    """kill -9, once it answers; one that was started to die at a stage is waited for."""
 
     FREEZE = "freeze"
     """SIGSTOP, and SIGCONT later; a worker that was started to freeze at a stage is waited for."""
@@ -53,6 +53,7 @@ class Step:
         who: The worker's name; it is also that of its disk.
         die_at: For a worker to start: STAGE:N, where it will kill itself.
         freeze_at: The same, where it will freeze itself.
+        waits: Whether a worker to start is waited for until it answers.
         seconds: How long it is frozen, or Kafka is away.
         then_s: How long the run rests after it.
     """
@@ -61,6 +62,7 @@ class Step:
     who: str = ""
     die_at: str | None = None
     freeze_at: str | None = None
+    waits: bool = True
     seconds: float = 0.0
     then_s: float = 0.0
 
@@ -117,10 +119,11 @@ def frozen(rng: random.Random, who: str, stage: str | None) -> Iterator[Step]:
 
 def kills(rng: random.Random) -> Iterator[Step]:
     for number in range(20):
-        who = f"w{rng.randrange(1, 4)}"
+        who = f"w{number % 3 + 1}"  # in turn: two others run or start while one does
         yield Step(do=Do.KILL, who=who, then_s=rng.uniform(0.0, 1.5))
         die_at = f"{rng.choice(STAGES)}:{rng.randrange(10, 60)}" if number % 2 == 0 else None
-        yield Step(do=Do.JOIN, who=who, die_at=die_at, then_s=rng.uniform(0.0, 2.5))
+        pause_s = rng.uniform(1.0, 4.0)
+        yield Step(do=Do.JOIN, who=who, die_at=die_at, waits=False, then_s=pause_s)
 
 
 def brokers(rng: random.Random) -> Iterator[Step]:
