@@ -5,11 +5,14 @@ says by itself, once, that its start is through. The end of the other side close
 it died, so each learns of it at once. Nothing listens on the network for this.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+
+_log = logging.getLogger(__name__)
 
 METRICS, HEALTH, READY = b"metrics", b"health", b"ready"
 YES, NO = b"1", b"0"
@@ -129,5 +132,12 @@ class ProcessEnd:
                 question = self._connection.recv_bytes()
             except (OSError, EOFError):
                 break
-            self._send(_ANSWER + self._answers[question]())
+            self._send(_ANSWER + self._answer(question))
         self._on_alone()
+
+    def _answer(self, question: bytes) -> bytes:
+        try:
+            return self._answers[question]()
+        except Exception:  # this thread must live: it is what notices a dead supervisor
+            _log.exception("no answer to the supervisor, which asked for %s", question.decode())
+            return b""

@@ -148,6 +148,21 @@ def test_questions_are_answered_until_the_supervisor_is_gone(
     assert supervisor.ask(METRICS, 0.1) is None
 
 
+def test_an_answer_that_fails_ends_nothing(
+    ends: Callable[..., tuple[SupervisorEnd, ProcessEnd, threading.Event]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is empty, which is no good health, and logged; the supervisor's end is noticed as ever."""
+    supervisor, _, alone = ends({METRICS: lambda: b"page", HEALTH: lambda: bytes(1 // 0)})
+
+    assert supervisor.ask(HEALTH, 5) == b""
+    assert decode_verdict(b"")[0] is False
+    assert supervisor.ask(METRICS, 5) == b"page"
+    assert "ZeroDivisionError" in caplog.text
+    supervisor.close()
+    assert alone.wait(5)
+
+
 def test_an_answer_that_comes_too_late_is_not_the_next_question_s(
     ends: Callable[..., tuple[SupervisorEnd, ProcessEnd, threading.Event]],
 ) -> None:
