@@ -1,0 +1,161 @@
+// The recurrence h_t = u_t + lambda * h_{t-1} over segments, and its gradients.
+//
+// Complex numbers are pairs (re, im), as torch stores them. A row is one position: `channels` pairs.
+// Position t of segment s is at row first[s] + step[t], so packed and time-major rows are one case.
+//
+// The work is cut into tiles of SEGMENTS segments by CHANNELS channels, whatever the number of
+// threads, and a tile is computed by one thread in a fixed order: the bits do not depend on threads.
+// The order is that in which the rows lie, so that memory is read as a stream; what each row needs
+// of the one before is still in the first cache.
+
+#include <algorithm>
+#include <cstdint>
+
+namespace {
+
+constexpr int64_t SEGMENTS = 4;
+constexpr int64_t CHANNELS = 128;
+constexpr int64_t FEW = 1 << 14;  // numbers below which a second thread costs more than it brings
+
+struct Rows {
+  const int64_t *first, *lengths, *step;
+  int64_t segments, channels;
+
+  int64_t tiles() const { return blocks() * ((channels + CHANNELS - 1) / CHANNELS); }
+  int64_t blocks() const { return (segments + SEGMENTS - 1) / SEGMENTS; }
+  int64_t at(int64_t s, int64_t t) const { return 2 * channels * (first[s] + step[t]); }
+  bool packed(int64_t longest) const { return longest < 2 || step[1] == 1; }
+  int threads(int wished) const {
+    int64_t rows = 0;
+    for (int64_t s = 0; s < segments; ++s) rows += lengths[s];
+    return rows * channels < FEW ? 1 : wished;
+  }
+};
+
+struct Tile {
+  int64_t block, first, last, longest, channel, width;
+
+  Tile(const Rows& rows, int64_t number) {
+    block = number % rows.blocks();
+    first = block * SEGMENTS;
+    last = std::min(first + SEGMENTS, rows.segments);
+    longest = *std::max_element(rows.lengths + first, rows.lengths + last);
+    channel = number / rows.blocks() * CHANNELS;
+    width = std::min(CHANNELS, rows.channels - channel);
+  }
+};
+
+// Calls visit(s, t) for every position of a tile.
+template <class Visit>
+void forwards(const Rows& rows, const Tile& tile, Visit visit) {
+  if (rows.packed(tile.longest)) {
+    for (int64_t s = tile.first; s < tile.last; ++s)
+      for (int64_t t = 0; t < rows.lengths[s]; ++t) visit(s, t);
+  } else {
+    for (int64_t t = 0; t < tile.longest; ++t)
+      for (int64_t s = tile.first; s < tile.last; ++s)
+        if (t < rows.lengths[s]) visit(s, t);
+  }
+}
+
+template <class Visit>
+void backwards(const Rows& rows, const Tile& tile, Visit visit) {
+  if (rows.packed(tile.longest)) {
+    for (int64_t s = tile.first; s < tile.last; ++s)
+      for (int64_t t = rows.lengths[s]; t-- > 0;) visit(s, t);
+  } else {
+    for (int64_t t = tile.longest; t-- > 0;)
+      for (int64_t s = tile.first; s < tile.last; ++s)
+        if (t < rows.lengths[s]) visit(s, t);
+  }
+}
+
+// h = u + lambda * before
+template <class T>
+void advance(const T* u, const T* lam, const T* before, T* h, int64_t width) {
+#pragma omp simd
+  for (int64_t c = 0; c < width; ++c) {
+    const T re = before[2 * c], im = before[2 * c + 1], a = lam[2 * c], b = lam[2 * c + 1];
+    h[2 * c] = u[2 * c] + a * re - b * im;
+    h[2 * c + 1] = u[2 * c + 1] + a * im + b * re;
+  }
+}
+
+// d = grad + conj(lambda) * after, and d_lam += d * conj(before)
+template <class T>
+void retreat(const T* grad, const T* lam, const T* after, const T* before, T* d, T* d_lam,
+             int64_t width) {
+#pragma omp simd
+  for (int64_t c = 0; c < width; ++c) {
+    const T a = lam[2 * c], b = lam[2 * c + 1];
+    const T re = grad[2 * c] + a * after[2 * c] + b * after[2 * c + 1];
+    const T im = grad[2 * c + 1] + a * after[2 * c + 1] - b * after[2 * c];
+    d[2 * c] = re;
+    d[2 * c + 1] = im;
+    d_lam[2 * c] += re * before[2 * c] + im * before[2 * c + 1];
+    d_lam[2 * c + 1] += im * before[2 * c] - re * before[2 * c + 1];
+  }
+}
+
+template <class T>
+void forward(const T* u, const T* lam, const T* h0, T* h, const Rows& rows, int threads) {
+#pragma omp parallel for schedule(dynamic) num_threads(rows.threads(threads))
+  for (int64_t number = 0; number < rows.tiles(); ++number) {
+    const Tile tile(rows, number);
+    const int64_t c = 2 * tile.channel;
+    forwards(rows, tile, [&](int64_t s, int64_t t) {
+      const T* before = t ? h + rows.at(s, t - 1) : h0 + 2 * rows.channels * s;
+      const int64_t row = rows.at(s, t) + c;
+      advance(u + row, lam + c, before + c, h + row, tile.width);
+    });
+  }
+}
+
+// `sums` has room for blocks() rows: what each block of segments adds to lambda's gradient.
+template <class T>
+void backward(const T* grad, const T* lam, const T* h0, const T* h, T* d, T* sums, T* d_lam,
+              const Rows& rows, int threads) {
+  std::fill_n(sums, 2 * rows.channels * rows.blocks(), T(0));
+#pragma omp parallel for schedule(dynamic) num_threads(rows.threads(threads))
+  for (int64_t number = 0; number < rows.tiles(); ++number) {
+    const Tile tile(rows, number);
+    const int64_t c = 2 * tile.channel;
+    const T nothing[2 * CHANNELS] = {};
+    backwards(rows, tile, [&](int64_t s, int64_t t) {
+      const T* after = t + 1 < rows.lengths[s] ? d + rows.at(s, t + 1) + c : nothing;
+      const T* before = t ? h + rows.at(s, t - 1) : h0 + 2 * rows.channels * s;
+      const int64_t row = rows.at(s, t) + c;
+      T* sum = sums + 2 * rows.channels * tile.block + c;
+      retreat(grad + row, lam + c, after, before + c, d + row, sum, tile.width);
+    });
+  }
+  for (int64_t c = 0; c < 2 * rows.channels; ++c) {
+    double sum = 0;
+    for (int64_t block = 0; block < rows.blocks(); ++block)
+      sum += sums[2 * rows.channels * block + c];
+    d_lam[c] = T(sum);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t scan_segments_of_a_block() { return SEGMENTS; }
+
+#define EXPORT(T)                                                                                 \
+  void scan_forward_##T(const T* u, const T* lam, const T* h0, T* h, const int64_t* first,        \
+                        const int64_t* lengths, const int64_t* step, int64_t segments,            \
+                        int64_t channels, int threads) {                                          \
+    forward(u, lam, h0, h, Rows{first, lengths, step, segments, channels}, threads);              \
+  }                                                                                               \
+  void scan_backward_##T(const T* grad, const T* lam, const T* h0, const T* h, T* d, T* sums,     \
+                         T* d_lam, const int64_t* first, const int64_t* lengths,                  \
+                         const int64_t* step, int64_t segments, int64_t channels, int threads) {  \
+    backward(grad, lam, h0, h, d, sums, d_lam, Rows{first, lengths, step, segments, channels},    \
+             threads);                                                                            \
+  }
+
+EXPORT(float)
+EXPORT(double)
+}
