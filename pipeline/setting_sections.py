@@ -279,6 +279,9 @@ class WorkerSettings:
     """Threads of the model on the CPU; None: as many as torch finds right, and of several processes
     (--processes) the cores divided by their number."""
 
+    allow_untested_versions: bool = False
+    """Start also with versions of Faust or aiokafka that the engine was not tested with."""
+
     def __post_init__(self) -> None:
         legal = re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", self.app_id)
         rule = "1 to 200 letters, digits, '.', '_' or '-'"

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.cluster.clients import aiokafka_options, faust_credentials, read_partitions
 from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics, topic_id
 from pipeline.engine.app import EngineApp, create_engine_app
-from pipeline.engine.compat import untested_versions
+from pipeline.engine.compat import check_versions
 from pipeline.engine.options import EngineOptions
 from pipeline.metrics import Metrics, serve
 from pipeline.settings import Settings
@@ -184,8 +184,7 @@ def create_worker(
         PipelineError: Something is not as the settings say; one line that says what to do.
         state.errors.StateError: The data folder is in use or damaged.
     """
-    for line in untested_versions():
-        logger.warning("%s; the engine uses private names of it", line)
+    check_versions(allow_untested=settings.worker.allow_untested_versions)
     partitions = require_topics(settings)
     if settings.worker.threads is not None:
         torch.set_num_threads(settings.worker.threads)

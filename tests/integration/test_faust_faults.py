@@ -385,6 +385,36 @@ async def test_a_former_owner_cannot_write_the_changelog(one: Settings) -> None:
     assert [row.value for row in rows] == [b"1", b"2"]
 
 
+# --- stop-in-rebalance
+
+
+async def returns_from_rebalance_of_a_stopped_app(consumer: Any) -> bool:
+    """Whether the consumer's thread gets away from a rebalance that the main loop left alone."""
+    await consumer._method_queue.start()
+    await consumer._method_queue.stop()  # as a stop of the consumer does
+    call = asyncio.ensure_future(
+        consumer.threadsafe_partitions_revoked(asyncio.get_running_loop(), set())
+    )
+    await asyncio.sleep(0.1)
+    assert not call.done()
+    consumer.app._stopped.set()
+    done, _ = await asyncio.wait([call], timeout=1.0)
+    call.cancel()
+    return bool(done)
+
+
+@in_loop
+async def test_stock_waits_for_ever_in_a_rebalance_that_a_stop_overtook(nowhere: Settings) -> None:
+    """Its thread asks the main loop, which answers nothing any more; so no LeaveGroup either."""
+    assert not await returns_from_rebalance_of_a_stopped_app(stock_consumer(nowhere))
+
+
+@in_loop
+async def test_a_stop_ends_the_wait_of_a_rebalance(nowhere: Settings) -> None:
+    """The thread asks only while the app goes on."""
+    assert await returns_from_rebalance_of_a_stopped_app(engine_consumer(nowhere))
+
+
 # --- flush-gives-up
 
 
@@ -500,12 +530,9 @@ def test_an_engine_that_fails_ends_at_once_and_commits_nothing(one: Settings, wh
 
 
 @in_loop
-async def test_stock_sleeps_a_second_at_a_start_and_while_nothing_is_active(
-    nowhere: Settings,
-) -> None:
+async def test_stock_sleeps_a_second_while_nothing_is_active(nowhere: Settings) -> None:
     """However soon there is something to do."""
-    app = stock_app(nowhere, idle)
-    consumer = app.consumer
+    consumer = stock_consumer(nowhere)
     consumer.resume_flow()
     consumer._set_active_tps(set())
     tp = TP(nowhere.topics.interactions, 0)
@@ -539,3 +566,29 @@ async def test_a_partition_that_flows_again_wakes_the_consumer(nowhere: Settings
 
     assert asked.is_set()
     assert time.monotonic() - began_s < 0.5
+
+
+async def seconds_of_table_start(app: Any) -> float:
+    took_s: list[float] = []
+    start = app.tables.on_start
+
+    async def timed() -> None:
+        began_s = time.monotonic()
+        await start()
+        took_s.append(time.monotonic() - began_s)
+
+    app.tables.on_start = timed
+    async with started(app):
+        return took_s[0]
+
+
+@in_loop
+async def test_stock_sleeps_a_second_at_a_start(one: Settings) -> None:
+    """Before it looks at its tables; whatever was assigned waits meanwhile."""
+    assert await seconds_of_table_start(stock_app(one, idle)) >= 0.95
+
+
+@in_loop
+async def test_tables_start_at_once(one: Settings) -> None:
+    """Nothing is waited for."""
+    assert await seconds_of_table_start(engine_app(one, OffsetProcessor())) < 0.5
