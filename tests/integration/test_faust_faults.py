@@ -7,11 +7,10 @@ stock's own classes.
 
 import asyncio
 import contextlib
-import gc
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -43,18 +42,6 @@ from tests.faust_apps import (
 )
 from tests.kafka import send, unique_settings
 from tests.worker_process import ROOT
-
-# Stock leaves loops, sockets and clients of its threads unclosed when it stops.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def _what_stock_left() -> Iterator[None]:
-    """Collect it here, where it is no error."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture
