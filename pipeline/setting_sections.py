@@ -405,6 +405,13 @@ class TrainerSettings:
     threads: int | None = None
     """Threads of the training on the CPU; None: as many as torch finds right."""
 
+    scan: Literal["auto", "loop"] = "auto"
+    """Form of the recurrence on the CPU: auto compiles the fast one where there is a C++ compiler,
+    loop is the one that needs none."""
+
+    cache_dir: Path = Path("~/.cache/lrurec-stream")
+    """Folder where the compiled recurrence is kept; only this user may write there."""
+
     def __post_init__(self) -> None:
         _check_positive(
             "trainer",

@@ -23,6 +23,7 @@ from pipeline.data_files import Interactions, read_interactions
 from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.gate import evaluate_release
+from pipeline.training.scan_form import fastest_scan
 from pipeline.worker.served_model import choose_device
 
 MASK_WINDOW = True
@@ -80,15 +81,16 @@ def evaluate_file(
         torch.set_num_threads(settings.trainer.threads)
     if release is None:
         config = settings.model.config(vocabulary.n_items)
-        result = train(
-            config,
-            settings.training,
-            split.train,
-            split.validation,
-            mask_window=MASK_WINDOW,
-            progress=progress,
-            device=device,
-        )
+        with fastest_scan(settings.trainer):
+            result = train(
+                config,
+                settings.training,
+                split.train,
+                split.validation,
+                mask_window=MASK_WINDOW,
+                progress=progress,
+                device=device,
+            )
         validation = result.metrics
         test = evaluate(result.recommender, split.test, mask_window=MASK_WINDOW)
     else:

@@ -27,6 +27,7 @@ from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, release_versions
 from pipeline.training.gate import evaluate_release, serving_release, why_refused
+from pipeline.training.scan_form import fastest_scan
 from pipeline.training.sequences import (
     MIN_SPLIT_ITEMS,
     LastItemSplit,
@@ -230,16 +231,17 @@ def _train(
     if settings.trainer.threads is not None:
         torch.set_num_threads(settings.trainer.threads)
     try:
-        return train(
-            settings.model.config(read.vocabulary.n_items),
-            settings.training,
-            split.train,
-            split.validation,
-            mask_window=settings.recommend.exclude_seen,
-            progress=progress,
-            checkpoint_path=folder.checkpoint,
-            device=choose_device(settings.trainer.device),
-        )
+        with fastest_scan(settings.trainer):
+            return train(
+                settings.model.config(read.vocabulary.n_items),
+                settings.training,
+                split.train,
+                split.validation,
+                mask_window=settings.recommend.exclude_seen,
+                progress=progress,
+                checkpoint_path=folder.checkpoint,
+                device=choose_device(settings.trainer.device),
+            )
     except ResumeMismatch as error:
         msg = f"{error}; train without --resume to start anew"
         raise ResumeMismatch(msg) from error
