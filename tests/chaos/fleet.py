@@ -18,7 +18,7 @@ from tests.chaos.scenarios import Do, Step
 from tests.kafka import free_port
 from tests.worker_process import WorkerProcess
 
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 180.0  # a busy machine takes its time to load torch
 LEAVE_DEADLINE_S = 30.0
 STAGE_DEADLINE_S = 20.0  # a worker without partitions never reaches its stage
 POLL_S = 0.1
