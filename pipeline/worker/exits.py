@@ -1,9 +1,13 @@
-"""What the end of a worker process means, and whether starting it again can help."""
+"""What the end of a worker process means, and whether and when to start it again."""
 
 import signal
 from collections.abc import Mapping
 
 from pipeline.engine.stop import ExitCode
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+STEADY_S = 60.0  # after so long a run the pauses begin anew
 
 MEANINGS: Mapping[int, str] = {
     0: "stopped by a signal, or done",
@@ -42,3 +46,15 @@ def is_final(code: int, *, was_ready: bool) -> bool:
             know. A signal is no such error.
     """
     return code in FINAL or (code > 0 and not was_ready)
+
+
+def pause_after(pause_before_s: float, ran_s: float) -> float:
+    """Return how long to wait before the next start, so that what ends at once burns no CPU.
+
+    Args:
+        pause_before_s: The pause before the start that ended now; 0 for the first one.
+        ran_s: How long it ran.
+    """
+    if ran_s >= STEADY_S:
+        return FIRST_PAUSE_S
+    return min(max(FIRST_PAUSE_S, 2 * pause_before_s), LONGEST_PAUSE_S)

@@ -26,15 +26,12 @@ from pipeline.engine.stop import ExitCode
 from pipeline.metrics import SupervisorMetrics, serve
 from pipeline.settings import Settings, settings_flags
 from pipeline.worker.channel import HEALTH, METRICS, READY, SupervisorEnd, decode_verdict
-from pipeline.worker.exits import is_final, meaning
+from pipeline.worker.exits import is_final, meaning, pause_after
 from pipeline.worker.folder_lock import lock_folder
 from pipeline.worker.merged_pages import MergedPages, merged_verdict
 
 _log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 60.0  # after so long a run the pauses begin anew
 STOP_MARGIN_S = 5.0  # a process ends itself at its own deadline; killed is what cannot
 ANSWER_DEADLINE_S = 2.0
 
@@ -226,7 +223,7 @@ class Supervisor:
     async def _keep(self, child: Child) -> int:
         """Start a process again and again; its last exit code, 0 where a stop ended it."""
         loop = asyncio.get_running_loop()
-        pause_s = FIRST_PAUSE_S
+        pause_s = 0.0
         try:
             while not self._stopping.is_set():
                 pid, started_s = child.start(), time.monotonic()
@@ -241,12 +238,10 @@ class Supervisor:
                     _log.critical("%s: %s; stopping all", said, meaning(code))
                     self._final_code = code
                     return code
-                if ran_s >= STEADY_S:
-                    pause_s = FIRST_PAUSE_S
+                pause_s = pause_after(pause_s, ran_s)
                 _log.warning("%s: %s; starting it again in %g s", said, meaning(code), pause_s)
                 self._metrics.restarts[str(child.number)].inc()
                 await self._pause(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             return 0
         finally:
             # Whatever ended this, a bug too, must not leave the others running unwatched.

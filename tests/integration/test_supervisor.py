@@ -4,12 +4,15 @@ import json
 import signal
 import time
 from dataclasses import replace
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import msgspec
 import psutil
 import pytest
 
 from pipeline.cluster.topics import create_topics
+from pipeline.engine.stop import ExitCode
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.verification.verify import verify
 from pipeline.worker.releases import announce
@@ -156,6 +159,24 @@ def test_a_signal_stops_processes_that_still_start(
 
         assert supervised.wait(15) == 0, supervised.log()
         assert not any(map(runs, children.values()))
+
+
+def test_a_process_that_stands_still_is_seen_and_killed_at_a_stop(stream: Settings) -> None:
+    """/healthz names it while it cannot answer; the stop's deadline holds, and its code tells."""
+    hasty = replace(stream, worker=replace(stream.worker, stop_deadline_s=1.0))
+    with running_supervisor(hasty) as supervised:
+        supervised.wait_until_ready()
+        frozen = supervised.children()[1]
+
+        frozen.suspend()
+
+        with pytest.raises(HTTPError, match="503") as answer:
+            urlopen(f"http://127.0.0.1:{stream.metrics.port}/healthz", timeout=10)
+        with answer.value as page:
+            assert "process 1: does not answer" in page.read().decode()
+        assert supervised.series("lrurec_process_up") == {"0": 1.0, "1": 0.0}
+        assert supervised.stop() == ExitCode.STOP_DEADLINE
+        assert not runs(frozen)
 
 
 def test_wrong_topics_are_told_in_one_line_before_anything_starts(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from pipeline.worker.channel import (
     decode_verdict,
     encode_verdict,
 )
-from pipeline.worker.exits import MEANINGS, is_final, meaning
+from pipeline.worker.exits import MEANINGS, is_final, meaning, pause_after
 from pipeline.worker.folder_lock import lock_folder
 from pipeline.worker.merged_pages import merged_verdict
 from pipeline.worker.supervisor import settings_of_process, usable_cores
@@ -101,6 +101,16 @@ def test_anything_else_is_tried_again_once_it_was_right(code: int) -> None:
 def test_an_error_before_a_first_start_is_final(code: int, final: bool) -> None:
     """One process would have ended with it; a signal says nothing about the settings."""
     assert is_final(code, was_ready=False) is final
+
+
+def test_pauses_grow_and_begin_anew_after_a_long_run() -> None:
+    """A process that ends again and again costs little; one that worked is missed only shortly."""
+    pauses_s = [0.0]
+    for _ in range(7):
+        pauses_s.append(pause_after(pauses_s[-1], ran_s=10.0))
+
+    assert pauses_s[1:] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert pause_after(30.0, ran_s=60.0) == 1.0
 
 
 # --- channel
