@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.driver import Run
 from tests.chaos.kinds import Ours
 from tests.chaos.scenarios import Do
@@ -9,6 +11,7 @@ from tests.chaos.scenarios import Do
 EVENTS_PER_S = 200  # less to judge
 
 
+@pytest.mark.timeout(600)  # it takes two minutes; a busy machine starts processes slowly
 def test_a_storm_of_workers_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """Whoever owned what when: in the end every state, offset and answer is what the log says.
 
