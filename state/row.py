@@ -255,15 +255,16 @@ def append_items(
             f"items, {np.count_nonzero(items == 0)} of them 0"
         )
         raise ValueError(msg)
-    order = np.argsort(rows_index, kind="stable")
-    users, starts, counts = np.unique(rows_index[order], return_index=True, return_counts=True)
-    size = heads["ring"].shape[1]
-    event_counts = heads["event_count"][users]
-    nth = np.arange(len(order)) - np.repeat(starts, counts)  # of its head's events here
-    slots = (np.repeat(event_counts, counts) + nth) % size
+    order = rows_index.argsort(kind="stable")
+    index = rows_index[order]
+    is_first = np.ones(len(index), np.bool_)
+    np.not_equal(index[1:], index[:-1], out=is_first[1:])
+    starts = is_first.nonzero()[0]
+    nth = np.arange(len(index)) - starts[is_first.cumsum() - 1]  # of its head's events here
+    slots = (heads["event_count"][index] + nth) % heads["ring"].shape[1]
     # Of the events that meet in one slot numpy leaves the last.
-    heads["ring"][rows_index[order], slots] = items[order]
-    heads["event_count"][users] = event_counts + counts
+    heads["ring"][index, slots] = items[order]
+    np.add.at(heads["event_count"], index, 1)
 
 
 def _as_bytes(table: Heads) -> npt.NDArray[np.uint8]:

@@ -203,7 +203,9 @@ class StreamService(Service):
             part = self.partitions.get(result.partition)
             if part is None or part.lost:
                 continue
-            await self._require_same_log(part.number, result.newest_offset)
+            next_offset = chunks[part.number][-1].message.chunk.next_offset
+            if result.newest_offset >= next_offset:
+                await self._require_same_log(part.number, result.newest_offset)
             sent = await send_records(
                 self._producer, self.options.output, part.number, result.outputs
             )
@@ -212,7 +214,7 @@ class StreamService(Service):
                 self._producer, self.options.dead_letters, part.number, result.dead_letters
             )
             part.events.extend(chunks[part.number])
-            part.next_offset = chunks[part.number][-1].message.chunk.next_offset
+            part.next_offset = next_offset
             part.moved_rows = result.moved_rows
             if part.moved_rows >= self.options.checkpoint_max_rows:
                 part.calm.clear()
@@ -225,7 +227,7 @@ class StreamService(Service):
     async def _require_same_log(self, number: int, newest_offset: int) -> None:
         """End the process where a row reflects an offset that its partition does not have yet.
 
-        The topic was made anew: by offset its events would seem to be applied already, and would be
+        Asked only of one behind what was just read. The topic was made anew: by offset its events would seem to be applied already, and would be
         dropped without a word.
         """
         consumer, tp = self.app.consumer, TP(self.options.source, number)

@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import uvloop
 from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.consumer import ensure_TP
@@ -187,9 +188,34 @@ class Consumer(driver.Consumer):
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> ConsumerThread:
-        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+        thread = ConsumerThread(
+            self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon
+        )
+        thread._close_thread_loop_on_stop = True  # as it does with a loop that it made itself
+        return thread
 
     # --- delivery (faults: holes-after-rebalance, live-active-set)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Deliver chunks until told to stop.
+
+        Stock makes two tasks per message, to leave a delivery that waits when the flow is
+        suspended. Only one that begins while it is suspended can wait so long: a full queue is
+        emptied by the agent, and in a rebalance by Faust.
+        """
+        flow = self.app.flow_control
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                chunks = self.getmany(timeout=1.0)
+                await asyncio.sleep(0)
+                async for _, message in chunks:
+                    if flow.is_active():
+                        await self.callback(message)
+                    else:
+                        await self.wait_first(self.callback(message), self.suspend_flow.wait())
+        except (*self.consumer_stopped_errors, asyncio.CancelledError):
+            if not self.app.should_stop:
+                raise
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ChunkMessage]]:
         """Yield fetched chunks; where one does not follow the last, read again from there."""
@@ -226,10 +252,14 @@ class Consumer(driver.Consumer):
         )
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
-        epoch = self.epoch
+        epoch, thread = self.epoch, self._thread
         self.fetching += 1
         try:
-            records = await super()._getmany(active_partitions, timeout)
+            # Stock's queue of calls between the threads costs more than the fetch itself.
+            fetch = thread._fetch_records(thread._ensure_consumer(), active_partitions, timeout)
+            records = await asyncio.wrap_future(
+                asyncio.run_coroutine_threadsafe(fetch, thread.thread_loop)
+            )
         except KafkaError as error:  # a damaged batch, say; stock would go down over pages of log
             end_by(error, "reading the interactions")
         finally:

@@ -79,9 +79,8 @@ def is_in_list(lists: Hashes, items: Hashes) -> npt.NDArray[np.bool_]:
 
 def last_of_each(user: Ints) -> Ints:
     """Return the index of the last event of each user that occurs; `user` is non-decreasing."""
-    return np.flatnonzero(np.append(user[1:] != user[:-1], True)) if len(user) else user
+    is_last = np.ones(len(user), np.bool_)
+    np.not_equal(user[1:], user[:-1], out=is_last[:-1])
+    return is_last.nonzero()[0]
 
 
-def concatenate_slots(parts: Sequence[Ints]) -> Ints:
-    """Join slot arrays; an empty batch gives an empty array."""
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -24,6 +24,7 @@ class Popularity:
 
     def __init__(self) -> None:
         self._counts: Ints | None = None
+        self._top: Ints = np.empty(0, np.int64)
         self._hashes: Hashes = np.zeros(1, np.uint64)
         self._by_id: Counter[tuple[str, int]] = Counter()
 
@@ -32,6 +33,7 @@ class Popularity:
         self._counts = model.release.vocabulary.counts.copy()
         self._counts[0] = -1
         self._hashes = model.hashes
+        self._top = self._top[:0]
         self._by_id.clear()
 
     def add(self, item: Ints, item_hash: Hashes, item_ids: list[str]) -> None:
@@ -41,8 +43,20 @@ class Popularity:
             if len(self._by_id) > MAX_ITEMS:  # made-up ids must not fill the memory
                 self._by_id = Counter(dict(self._by_id.most_common(MAX_ITEMS // 2)))
         else:
-            self._counts += np.bincount(item, minlength=len(self._counts))
+            np.add.at(self._counts, item, 1)
             self._counts[0] = -1
+            self._lift(item)
+
+    def _lift(self, item: Ints) -> None:
+        """Take into the most frequent items those that just came to exceed one of them.
+
+        Only they can: so the whole catalogue is not looked through for every batch.
+        """
+        if self._counts is not None and len(self._top):
+            higher = item[self._counts[item] > self._counts[self._top].min()]
+            if len(higher):
+                either = np.unique(np.concatenate([self._top, higher]))
+                self._top = either[_highest(self._counts[either], len(self._top))]
 
     def top_hashes(self, k: int) -> Hashes:
         """Return the hashes of the k most frequent items, fewer where there are fewer."""
@@ -51,7 +65,9 @@ class Popularity:
                 [item_hash for (_, item_hash), _ in self._by_id.most_common(k)], np.uint64
             )
         k = min(k, len(self._counts) - 1)
-        return self._hashes[np.argpartition(-self._counts, k)[:k]] if k else self._hashes[:0]
+        if len(self._top) != k:
+            self._top = _highest(self._counts, k)
+        return self._hashes[self._top]
 
     def top_items(
         self, k: int, without: Collection[int] = ()
@@ -74,3 +90,8 @@ class Popularity:
             ["", *(item_json(item_id) for (item_id, _), _ in most)],
             [0.0, *(float(n) for _, n in most)],
         )
+
+
+def _highest(counts: Ints, k: int) -> Ints:
+    """Return the indices of the k highest counts, in any order."""
+    return np.argpartition(-counts, k - 1)[:k] if 0 < k < len(counts) else np.arange(len(counts))[:k]

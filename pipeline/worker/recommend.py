@@ -244,7 +244,7 @@ class RecommendationProcessor:
         metrics, everything = self._metrics, np.arange(len(applied.user))
         window = histories.before(everything, self._hot.layout.ring)
         repeats = repeats_recent(window, applied.item_hash, self._k)
-        popular = np.isin(applied.item_hash, self._popularity.top_hashes(self._k))
+        popular = is_in_list(self._popularity.top_hashes(self._k)[None], applied.item_hash)
         metrics.prequential_events.inc(len(everything))
         metrics.prequential_hits["repeat_last"].inc(int(repeats.sum()))
         metrics.prequential_hits["popularity"].inc(int(popular.sum()))

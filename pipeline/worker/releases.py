@@ -23,6 +23,7 @@ from pipeline.settings import Settings
 logger = logging.getLogger(__name__)
 
 POLL_MS = 500
+FETCH_WAIT_MS = 5000  # the broker answers at once where something is new; idle, it costs nothing
 RECONNECT_MS = 1000  # kafka-python's default leaves half a minute without releases after an outage
 
 
@@ -166,6 +167,7 @@ class TopicFollower:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             reconnect_backoff_max_ms=RECONNECT_MS,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
         )
         try:
             numbers = consumer.partitions_for_topic(self._topic)
