@@ -28,7 +28,8 @@ def kind_of(name: str) -> Kind:
     """Return the kind of worker; stock Faust is only imported where it is wanted."""
     if name == "ours":
         return Ours()
-    return importlib.import_module("tests.benchmarks.stock_faust.kind").Stock()
+    stock: Kind = importlib.import_module("tests.benchmarks.stock_faust.kind").Stock()
+    return stock
 
 
 def main() -> int:

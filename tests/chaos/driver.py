@@ -130,8 +130,6 @@ class Run:
     def _catch_up(self) -> None:
         """Wait until everything is committed by those who are there; if need be, by a new one."""
         self._fleet.thaw_all()
-        if not self._fleet.members:
-            self._fleet.start(["last"])
         started_s = time.monotonic()
         if not self._committed():
             self.outcome.hangs.append(
@@ -140,7 +138,6 @@ class Run:
             )
             self._say(f"HANG: {self.outcome.hangs[-1]}; a new worker takes over")
             self._fleet.kill_all()
-            self._fleet.start(["last"])
             self._committed()
         self.outcome.recovery_s = time.monotonic() - started_s
 
@@ -149,6 +146,8 @@ class Run:
         while committed_lag(self._settings) > 0:
             if time.monotonic() > deadline_s:
                 return False
+            if not self._fleet.members:  # all were to stay away, or came to where they die
+                self._fleet.start(["last"])
             self._fleet.rest(LAG_POLL_S)
         return True
 

@@ -126,7 +126,6 @@ class Fleet:
         leaving = {name: self.members.pop(name) for name in names}
         for member in leaving.values():
             member.process.process.send_signal(signal.SIGTERM)
-            self._thaw(member)
         deadline_s = time.monotonic() + LEAVE_DEADLINE_S
         while leaving:
             for name, member in list(leaving.items()):
@@ -138,6 +137,8 @@ class Fleet:
                     self._hang(f"{name} was still there {LEAVE_DEADLINE_S:g} s after SIGTERM")
                     member.process.kill()
                     del leaving[name]
+                else:
+                    self._thaw(member)  # it may come to where it freezes itself only now
             self.rest(POLL_S)
 
     def kill(self, step: Step) -> None:

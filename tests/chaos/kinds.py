@@ -74,9 +74,9 @@ class Ours:
 
     name = "ours"
     module = "tests.worker_process"
-    exits_frozen = frozenset({ExitCode.FROZEN, ExitCode.CHECKPOINT})
+    exits_frozen: frozenset[int] = frozenset({ExitCode.FROZEN, ExitCode.CHECKPOINT})
     # 1: Kafka was away when it started
-    exits_broker = frozenset({ExitCode.KAFKA, ExitCode.CHECKPOINT, 1})
+    exits_broker: frozenset[int] = frozenset({ExitCode.KAFKA, ExitCode.CHECKPOINT, 1})
     keeps_promises = True
 
     def prepare(self, settings: Settings) -> None:
@@ -136,7 +136,7 @@ def order_of(records: Iterable[Record]) -> OutputOrder:
     first: list[str] = []
     for record in records:
         outputs += 1
-        offset = msgspec.json.decode(record.value)["event"]["offset"]
+        offset = msgspec.json.decode(record.value or b"")["event"]["offset"]
         user = record.partition, record.key
         behind = reached.get(user, -1) - offset
         if behind > 0:
