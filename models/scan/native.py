@@ -1,42 +1,18 @@
-"""The recurrence in C++ (`native.cpp`), compiled on the machine that uses it.
-
-One call of the system's compiler, without torch's headers and without a build tool: under a second.
-The library is kept in a folder, under a name that says what it was made of and for: source, flags,
-compiler, processor and torch, whose OpenMP runtime it shares. Processes that build at the same time
-do not disturb each other: each writes a file of its own and renames it.
-"""
+"""The recurrence in C++ (`native.cpp`), compiled on the machine that uses it."""
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.errors import ModelError
+from models.native_build import NativeUnavailable, build_library
 from models.scan.layout import Rows
 
 SOURCE = Path(__file__).with_name("native.cpp")
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
-"""Nothing that changes what infinities and NaNs do."""
-BUILD_LIMIT_S = 60
 
 _TYPES = {torch.complex64: "float", torch.complex128: "double"}
-
-
-class NativeUnavailable(ModelError):
-    """The native form cannot be had on this machine; the message says why.
-
-    Operator action: none needed, training runs by another form. To have it, install a C++ compiler
-    with OpenMP (Debian: g++).
-    """
 
 
 class NativeScan:
@@ -83,59 +59,12 @@ def load_native(folder: Path) -> NativeScan:
     Raises:
         NativeUnavailable: there is no compiler, it fails, or the folder cannot be written.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        msg = f"no C++ compiler: none of {', '.join(COMPILERS)} in the PATH"
-        raise NativeUnavailable(msg)
+    library = build_library(SOURCE, "scan", folder)
     try:
-        library = folder / f"scan-{_fingerprint(compiler)}.so"
-        if not library.exists():
-            _build(compiler, library)
         return NativeScan(ctypes.CDLL(str(library)))
-    except (OSError, subprocess.TimeoutExpired) as error:
-        msg = f"the library for it cannot be made in {folder}: {error}"
+    except OSError as error:
+        msg = f"{library} cannot be loaded: {error}"
         raise NativeUnavailable(msg) from error
-
-
-def _fingerprint(compiler: str) -> str:
-    """Digest everything that the library depends on."""
-    version = _run([compiler, "--version"]).stdout
-    parts = (SOURCE.read_text(), *FLAGS, compiler, version, _processor(), torch.__version__)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Say which instructions this machine's processor has, or at least what it is called."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    # Model and instruction set, as x86 and Arm name them; not what changes, such as the clock.
-    names = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(names)}))
-
-
-def _build(compiler: str, library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    number, name = tempfile.mkstemp(dir=library.parent, prefix=".building-", suffix=".so")
-    os.close(number)
-    building = Path(name)
-    try:
-        done = _run([compiler, *FLAGS, str(SOURCE), "-o", name])
-        if done.returncode != 0:
-            first = next(iter(done.stderr.splitlines()), "no message")
-            msg = f"{compiler} fails with exit code {done.returncode}: {first}"
-            raise NativeUnavailable(msg)
-        building.chmod(0o700)
-        building.replace(library)
-    finally:
-        building.unlink(missing_ok=True)
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=BUILD_LIMIT_S
-    )
 
 
 def _function(library: ctypes.CDLL, name: str, tensors: int) -> Callable[..., None]:

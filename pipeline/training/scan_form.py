@@ -4,8 +4,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from models.native_build import NativeUnavailable
 from models.scan import backend_for, use_backend
-from models.scan.native import NativeUnavailable, load_native
+from models.scan.native import load_native
 from pipeline.settings import TrainerSettings
 from pipeline.worker.served_model import choose_device
 

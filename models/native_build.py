@@ -1,0 +1,99 @@
+"""Libraries in C++, compiled on the machine that uses them.
+
+One call of the system's compiler, without torch's headers and without a build tool: a second or
+two. A library is kept in a folder, under a name that says what it was made of and for: sources,
+flags, compiler, processor and torch, whose OpenMP runtime it shares. Processes that build at the
+same time do not disturb each other: each writes a file of its own and renames it.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from models.errors import ModelError
+
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+"""Nothing that changes what infinities and NaNs do."""
+BUILD_LIMIT_S = 60
+
+
+class NativeUnavailable(ModelError):
+    """A native form cannot be had on this machine; the message says why.
+
+    Operator action: none needed, torch does the same work more slowly. To have it, install a C++
+    compiler with OpenMP (Debian: g++).
+    """
+
+
+def build_library(source: Path, name: str, folder: Path) -> Path:
+    """Return the library made of a source, built now if the folder does not hold it.
+
+    Args:
+        source: One C++ file, which includes no other of ours.
+        name: What the library's file name begins with.
+        folder: Where libraries are kept; made if it is missing. What is in it is run: it must be
+            one that only this user writes.
+
+    Raises:
+        NativeUnavailable: There is no compiler, it fails, or the folder cannot be written.
+    """
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        msg = f"no C++ compiler: none of {', '.join(COMPILERS)} in the PATH"
+        raise NativeUnavailable(msg)
+    try:
+        library = folder / f"{name}-{_fingerprint(compiler, source)}.so"
+        if not library.exists():
+            _build(compiler, source, library)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        msg = f"the library for it cannot be made in {folder}: {error}"
+        raise NativeUnavailable(msg) from error
+    return library
+
+
+def _fingerprint(compiler: str, source: Path) -> str:
+    """Digest everything that the library depends on."""
+    version = _run([compiler, "--version"]).stdout
+    parts = (source.read_text(), *FLAGS, compiler, version, _processor(), torch.__version__)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Say which instructions this machine's processor has, or at least what it is called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    # Model and instruction set, as x86 and Arm name them; not what changes, such as the clock.
+    names = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(names)}))
+
+
+def _build(compiler: str, source: Path, library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    number, name = tempfile.mkstemp(dir=library.parent, prefix=".building-", suffix=".so")
+    os.close(number)
+    building = Path(name)
+    try:
+        done = _run([compiler, *FLAGS, str(source), "-o", name])
+        if done.returncode != 0:
+            first = next(iter(done.stderr.splitlines()), "no message")
+            msg = f"{compiler} fails with exit code {done.returncode}: {first}"
+            raise NativeUnavailable(msg)
+        building.chmod(0o700)
+        building.replace(library)
+    finally:
+        building.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=BUILD_LIMIT_S
+    )
