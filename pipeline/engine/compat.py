@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 # private name may break silently with any other: a commit that stock makes and we do not see.
 TESTED = {
     "faust-streaming": ("0.15.3", "0.15.3"),
-    "aiokafka": ("0.12.0", "0.14.0"),
+    "aiokafka": ("0.13.0", "0.14.0"),
     "mode-streaming": ("0.6.0", "0.7.1"),
 }
 
 FAUST = ("faust-streaming 0.13.2", "faust-streaming 0.15.3")
-AIOKAFKA = ("aiokafka 0.12.0", "aiokafka 0.13.0", "aiokafka 0.14.0")
+AIOKAFKA = ("aiokafka 0.13.0", "aiokafka 0.14.0")
 _FAUST_TESTS = "tests/integration/test_faust_faults.py::test_"
 _CLIENT_TESTS = "tests/integration/test_faust_faults_clients.py::test_"
 

@@ -462,7 +462,7 @@ async def test_stock_acknowledges_a_batch_whose_agent_failed_and_reads_nothing_b
 
     async def fail(stream: Any) -> None:
         async for events in stream.take_events(20, within=0.05):
-            if events[0].message.offset >= 40:
+            if events[-1].message.offset >= 40:
                 msg = "told to fail"
                 raise RuntimeError(msg)
             done.extend(event.message.offset for event in events)

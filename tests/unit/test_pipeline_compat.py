@@ -65,7 +65,7 @@ def test_the_installed_versions_are_tested() -> None:
     compat.check_versions(allow_untested=False)
 
 
-@pytest.mark.parametrize("installed", ["0.11.0", "0.14.1", "0.15.0rc1", "1.0"])
+@pytest.mark.parametrize("installed", ["0.12.0", "0.14.1", "0.15.0rc1", "1.0"])
 def test_other_versions_end_a_start_in_one_line(
     installed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +80,7 @@ def test_other_versions_end_a_start_in_one_line(
     assert code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert str(refused.value) in line
-    assert f"aiokafka {installed} is installed, tested: 0.12.0 to 0.14.0" in line
+    assert f"aiokafka {installed} is installed, tested: 0.13.0 to 0.14.0" in line
     assert "--worker.allow-untested-versions True" in line
 
 
