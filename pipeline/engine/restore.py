@@ -153,8 +153,8 @@ class Restore(Service):
         source, expected = self.app.engine_options.source, self.app.conf.topic_partitions
         deadline_s = time.monotonic() + METADATA_DEADLINE_S
         while True:
-            # Not Faust's `topic_partitions`: it asks for what the group's leader keeps, and a member
-            # that never led knows nothing there.
+            # Not Faust's `topic_partitions`: that is what the group's leader noted, and a member
+            # that never led has no notes.
             cluster = self.app.consumer._thread._ensure_consumer()._client.cluster
             known = len(cluster.partitions_for_topic(source) or ())
             got = max([known, *[number + 1 for number in assigned]])
