@@ -85,7 +85,7 @@ class KafkaSettings:
     fetch_min_bytes: int = 16384
     """A fetch waits until this much has come in ..."""
 
-    fetch_max_wait_ms: int = 10
+    fetch_max_wait_ms: int = 16
     """... or until this much time has passed: what makes a micro-batch."""
 
     max_fetch_bytes: int = 262144
@@ -248,7 +248,7 @@ class WorkerSettings:
     batch_events: int = 1000
     """Most events in one micro-batch."""
 
-    checkpoint_interval_s: float = 0.1
+    checkpoint_interval_s: float = 0.2
     """Longest time until what moved is made durable."""
 
     checkpoint_max_rows: int = 5000
@@ -317,6 +317,11 @@ class RecommendSettings:
     prequential: bool = True
     """Measure, for every event, whether the list in force before it held its item, beside
     popularity and repeat-last."""
+
+    transactional: bool = False
+    """Send each recommendation in the transaction of its state: a consumer that reads committed
+    gets it exactly once, up to a checkpoint later. Off: at once, and after a crash perhaps again.
+    Change it between a graceful stop and the next start."""
 
     ring: int | None = None
     """Recent items that a state row remembers. None: as many as a training window of the release

@@ -289,7 +289,8 @@ def follow_topic(
 ) -> Iterator[Record]:
     """Follow a topic without end, from its end as it is at this call or from its first record.
 
-    Belongs to no consumer group. A Kafka that goes away is waited for. Not for use in a coroutine.
+    Belongs to no consumer group. Records of aborted and of open transactions are left out. A Kafka
+    that goes away is waited for. Not for use in a coroutine.
 
     Args:
         kafka: The cluster.
@@ -310,7 +311,7 @@ def _follow(
 ) -> Iterator[Record]:
     partitions = [aiokafka.TopicPartition(topic, partition) for partition in positions]
     with asyncio.Runner() as runner, kafka_errors(f"following {topic}", kafka):
-        reader = runner.run(_start_reader(kafka, partitions, positions, committed=False))
+        reader = runner.run(_start_reader(kafka, partitions, positions, committed=True))
         try:
             while not is_over():
                 for records in runner.run(reader.getmany(timeout_ms=READ_WAIT_MS)).values():

@@ -22,6 +22,8 @@ class EngineOptions:
             `fetch_max_wait_ms`.
         fetch_max_wait_ms: See `fetch_min_bytes`.
         checkpoint_interval_s: Time between two checkpoints of a partition.
+        transactional: Outputs are part of their rows' transaction, so that whoever reads committed
+            gets each once, a checkpoint later; otherwise they leave at once.
         checkpoint_max_rows: A partition with this many moved rows is checkpointed before its time.
         session_timeout_s: The consumer group's session; a process frozen for longer ends itself.
         drain_timeout_s: How long a rebalance waits for work in flight before it is abandoned (and
@@ -41,9 +43,10 @@ class EngineOptions:
     batch_events: int = 1000
     max_chunk_records: int = 250
     fetch_min_bytes: int = 16_384
-    fetch_max_wait_ms: int = 10
-    checkpoint_interval_s: float = 0.1
+    fetch_max_wait_ms: int = 16
+    checkpoint_interval_s: float = 0.2
     checkpoint_max_rows: int = 5000
+    transactional: bool = False
     session_timeout_s: float = 10.0
     drain_timeout_s: float = 8.0
     stop_deadline_s: float = 10.0

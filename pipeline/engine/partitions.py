@@ -26,7 +26,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.processor import DeadLetter, Processor
+from pipeline.engine.processor import DeadLetter, PartitionResult, Processor, Snapshot
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
@@ -105,6 +105,8 @@ class OwnedPartition:
             former owner.
         events: Faust events whose chunks wait for a checkpoint, in order.
         confirmations: Futures of their outputs and dead letters.
+        unsent: Results whose outputs leave with the rows, in one transaction; filled and taken in
+            the compute thread, so that they are those of the rows that a snapshot holds.
         moved_rows: Rows that no snapshot has taken yet.
         next_offset: Source offset behind what was answered; None before the first answer.
         lost: Another worker may own it: nothing of it may be sent or acknowledged.
@@ -114,6 +116,7 @@ class OwnedPartition:
     producer: AIOKafkaProducer
     events: list[Any] = field(default_factory=list)
     confirmations: list[Awaitable[Any]] = field(default_factory=list)
+    unsent: list[PartitionResult] = field(default_factory=list)
     moved_rows: int = 0
     next_offset: int | None = None
     lost: bool = False
@@ -206,8 +209,13 @@ class Checkpointer:
         events, confirmations = part.events, part.confirmations
         part.events, part.confirmations, part.moved_rows = [], [], 0
         part.calm.set()
-        snapshot = await loop.run_in_executor(self._compute, self._processor.snapshot, part.number)
-        position = await self.log_rows(part, snapshot.rows) if snapshot.rows else None
+        snapshot, results = await loop.run_in_executor(self._compute, self._take, part)
+        position = None
+        if snapshot.rows:
+            outputs = [record for result in results for record in result.outputs]
+            position = await self.log_rows(part, snapshot.rows, outputs)
+            if results:
+                self._processor.sent(results, time.time())
         await asyncio.gather(*confirmations)
         self._reach("committed")
         if snapshot.rows:
@@ -220,6 +228,11 @@ class Checkpointer:
             event.ack()
         self._reach("acknowledged")
         self._on_checkpoint(len(snapshot.rows), time.monotonic() - started_s)
+
+    def _take(self, part: OwnedPartition) -> tuple[Snapshot, list[PartitionResult]]:
+        """Return the rows that moved and the results that leave with them. In the compute thread."""
+        results, part.unsent = part.unsent, []
+        return self._processor.snapshot(part.number), results
 
     def _reach(self, stage: str) -> None:
         if self._at_stage is not None:
@@ -243,19 +256,24 @@ class Checkpointer:
         return OwnedPartition(number, producer)
 
     async def log_rows(
-        self, part: OwnedPartition, rows: Sequence[tuple[bytes, bytes | None]]
+        self,
+        part: OwnedPartition,
+        rows: Sequence[tuple[bytes, bytes | None]],
+        outputs: Sequence[tuple[bytes, bytes]] = (),
     ) -> int:
-        """Write rows to the partition's changelog in one transaction.
+        """Write rows to the partition's changelog, and outputs beside them, in one transaction.
 
         Args:
             part: The partition; its former owners are fenced.
             rows: (key, row) pairs, at least one.
+            outputs: (key, value) records for the output topic.
 
         Returns:
             The offset of the last row.
         """
         await part.producer.begin_transaction()
         batches = await send_records(part.producer, self._options.changelog, part.number, rows)
+        await send_records(part.producer, self._options.output, part.number, outputs)
         if self._at_stage is not None:
             await asyncio.gather(*[future for future, _ in batches])
             self._at_stage("rows-sent")

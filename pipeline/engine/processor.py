@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.engine.chunks import Chunk
 
 
@@ -32,6 +35,7 @@ class PartitionResult:
         dead_letters: Records that cannot be used.
         moved_rows: Rows of this partition that no snapshot has taken yet.
         newest_offset: The highest source offset that a row of these outputs reflects; -1: none.
+        record_ms: Timestamps of the records that the outputs answer, for the latency.
     """
 
     partition: int
@@ -39,6 +43,7 @@ class PartitionResult:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     moved_rows: int = 0
     newest_offset: int = -1
+    record_ms: Sequence[int] | npt.NDArray[np.int64] = ()
 
 
 @dataclass(slots=True)
@@ -65,6 +70,8 @@ class Processor(Protocol):
 
         Delivery is at least once: a record at or below the offset that a user's row reflects
         changes nothing, but its user still gets an output (the one before may never have left).
+        Not so where outputs are part of the rows' transaction (`EngineOptions.transactional`): the
+        row proves that the output before was committed, and each is committed once.
 
         Returns:
             One result for every partition that a chunk came from, also where it holds nothing.
@@ -91,8 +98,8 @@ class Processor(Protocol):
         """
         ...
 
-    def sent(self, now_s: float) -> None:
-        """Note that the outputs of the oldest unsent batch left at `now_s` (seconds since 1970).
+    def sent(self, results: Sequence[PartitionResult], now_s: float) -> None:
+        """Note that the outputs of these results left at `now_s` (seconds since 1970).
 
         Called in the event loop.
         """

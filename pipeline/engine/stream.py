@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 from faust.types import TP
 from mode import Service
 
+from pipeline.engine.chunks import Chunk
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.partitions import (
     MAX_BATCH_BYTES,
@@ -157,12 +158,22 @@ class StreamService(Service):
                     self._finish_batch()
                     continue
                 pairs = [(event.message.partition, event.message.chunk) for event in events]
-                future = loop.run_in_executor(self.compute, self.processor.process, pairs)
+                future = loop.run_in_executor(self.compute, self._process, pairs)
                 await self._computing.put((events, future))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             end_by(error, "a micro-batch")
+
+    def _process(self, pairs: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
+        """Compute a micro-batch; in the compute thread."""
+        results = self.processor.process(pairs)
+        if self.options.transactional:
+            for result in results:
+                part = self.partitions.get(result.partition)
+                if part is not None:
+                    part.unsent.append(result)
+        return results
 
     @Service.task
     async def _emit_batches(self) -> None:
@@ -206,10 +217,11 @@ class StreamService(Service):
             next_offset = chunks[part.number][-1].message.chunk.next_offset
             if result.newest_offset >= next_offset:
                 await self._require_same_log(part.number, result.newest_offset)
-            sent = await send_records(
-                self._producer, self.options.output, part.number, result.outputs
-            )
-            part.confirmations.extend(future for future, _ in sent)
+            if not self.options.transactional:
+                sent = await send_records(
+                    self._producer, self.options.output, part.number, result.outputs
+                )
+                part.confirmations.extend(future for future, _ in sent)
             part.confirmations += await send_dead_letters(
                 self._producer, self.options.dead_letters, part.number, result.dead_letters
             )
@@ -219,7 +231,8 @@ class StreamService(Service):
             if part.moved_rows >= self.options.checkpoint_max_rows:
                 part.calm.clear()
                 part.kick.set()
-        self.processor.sent(time.time())
+        if not self.options.transactional:
+            self.processor.sent(results, time.time())
         for part in self.partitions.values():
             while part.moved_rows >= 2 * self.options.checkpoint_max_rows and not part.lost:
                 await part.calm.wait()
@@ -227,8 +240,8 @@ class StreamService(Service):
     async def _require_same_log(self, number: int, newest_offset: int) -> None:
         """End the process where a row reflects an offset that its partition does not have yet.
 
-        Asked only of one behind what was just read. The topic was made anew: by offset its events would seem to be applied already, and would be
-        dropped without a word.
+        Asked only of one behind what was just read. The topic was made anew: by offset its events
+        would seem to be applied already, and would be dropped without a word.
         """
         consumer, tp = self.app.consumer, TP(self.options.source, number)
         end = consumer.highwater(tp) if tp in consumer.assignment() else None

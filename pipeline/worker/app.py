@@ -54,6 +54,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         fetch_max_wait_ms=kafka.fetch_max_wait_ms,
         checkpoint_interval_s=worker.checkpoint_interval_s,
         checkpoint_max_rows=worker.checkpoint_max_rows,
+        transactional=settings.recommend.transactional,
         session_timeout_s=kafka.session_timeout_s,
         drain_timeout_s=worker.drain_timeout_s,
         stop_deadline_s=worker.stop_deadline_s,

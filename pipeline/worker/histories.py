@@ -1,7 +1,5 @@
 """What each user of a micro-batch did, event by event: the remembered items, then the new ones."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -82,5 +80,3 @@ def last_of_each(user: Ints) -> Ints:
     is_last = np.ones(len(user), np.bool_)
     np.not_equal(user[1:], user[:-1], out=is_last[:-1])
     return is_last.nonzero()[0]
-
-

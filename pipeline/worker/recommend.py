@@ -9,6 +9,7 @@ from any earlier row they give the same states.
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -64,13 +65,13 @@ class RecommendationProcessor:
         self._metrics = metrics
         self._decoder = EventDecoder(settings.fields)
         self._k = recommend.top_k
+        self._transactional = recommend.transactional
         self._exclude_seen = recommend.exclude_seen
         self._prequential = recommend.prequential
         layout = RowLayout(ring=settings.ring, recommended=self._k, blocks=1, channels=1)
         self._hot = HotRows(layout, settings.worker.hot_rows, device, store, self._end_damaged)
         self._ranker = Ranker(self._hot, catalogue, self._k, exclude_seen=self._exclude_seen)
         self._popularity = Popularity()
-        self._awaiting: deque[Ints] = deque()
         self._model: ServedModel | None = None
         if holder.current is not None:
             self._serve(holder.current)
@@ -94,10 +95,13 @@ class RecommendationProcessor:
         clock.append(time.perf_counter())
         ranked = self._advance_and_rank(slots, applied)
         clock.append(time.perf_counter())
-        results = self._results(batch, slots, ranked)
+        is_answered = np.ones(len(slots), np.bool_)
+        if self._transactional:  # the row proves that the answer to a repeat was committed with it
+            is_answered[:] = False
+            is_answered[applied.user] = True
+        results = self._results(batch, slots, ranked, is_answered)
         clock.append(time.perf_counter())
-        self._awaiting.append(batch.record_ms)
-        self._count(batch, applied, ranked)
+        self._count(batch, applied, ranked, is_answered)
         self._metrics.observe_stages(("decode", "load", "rank", "encode"), np.diff(clock))
         return results
 
@@ -123,9 +127,9 @@ class RecommendationProcessor:
         keep: list[bool] = (~ours.damaged & (others.damaged | more)).tolist()
         return keep
 
-    def sent(self, now_s: float) -> None:
-        """Note that the outputs of the oldest unsent batch left. May be called from any thread."""
-        record_ms = self._awaiting.popleft()
+    def sent(self, results: Sequence[PartitionResult], now_s: float) -> None:
+        """Note that the outputs of these results left. May be called from any thread."""
+        record_ms = np.concatenate([result.record_ms for result in results])
         self._metrics.event_to_recommendation.observe_many(now_s - record_ms / 1000)
 
     # --- stages
@@ -249,12 +253,19 @@ class RecommendationProcessor:
         metrics.prequential_hits["repeat_last"].inc(int(repeats.sum()))
         metrics.prequential_hits["popularity"].inc(int(popular.sum()))
 
-    def _results(self, batch: MicroBatch, slots: Ints, ranked: Ranked) -> list[PartitionResult]:
+    def _results(
+        self,
+        batch: MicroBatch,
+        slots: Ints,
+        ranked: Ranked,
+        is_answered: npt.NDArray[np.bool_],
+    ) -> list[PartitionResult]:
         """Mark the rows as moved and put the outputs into their wire form."""
         version = self._model.version if self._model else 0
         results, first = [], 0
         for partition, keys in batch.users.items():
-            at = slots[first : first + len(keys)]
+            last = first + len(keys)
+            at = slots[first:last]
             self._hot.heads["partition"][at] = partition
             # Also where every event was a repeat: a kill between two confirmations
             # must lose no output.
@@ -262,14 +273,24 @@ class RecommendationProcessor:
             outputs = encode_recommendations(
                 partition, keys, self._hot.heads[at], ranked, first, version
             )
+            if self._transactional:
+                outputs = list(compress(outputs, is_answered[first:last].tolist()))
             letters = [dead.letter for dead in batch.dead.get(partition, ())]
             newest = int(self._hot.heads["offset"][at].max(initial=-1))
             moved = self._hot.moved_rows(partition)
-            results.append(PartitionResult(partition, outputs, letters, moved, newest))
-            first += len(keys)
+            begin, end = np.searchsorted(batch.user, (first, last))
+            record_ms = batch.record_ms[begin:end]
+            results.append(PartitionResult(partition, outputs, letters, moved, newest, record_ms))
+            first = last
         return results
 
-    def _count(self, batch: MicroBatch, applied: Applied, ranked: Ranked) -> None:
+    def _count(
+        self,
+        batch: MicroBatch,
+        applied: Applied,
+        ranked: Ranked,
+        is_answered: npt.NDArray[np.bool_],
+    ) -> None:
         metrics = self._metrics
         dead = Counter(record.reason for records in batch.dead.values() for record in records)
         metrics.count_events(
@@ -279,9 +300,10 @@ class RecommendationProcessor:
             unknown_item=int(np.count_nonzero(applied.item == 0)),
             dead=dead,
         )
+        by_source = np.bincount(ranked.source[is_answered], minlength=3).tolist()
         metrics.count_recommendations(
-            {SOURCES[i]: n for i, n in enumerate(np.bincount(ranked.source, minlength=3).tolist())},
-            short=count_short(ranked),
+            dict(zip(SOURCES, by_source, strict=True)),
+            short=count_short(ranked.items[is_answered]),
         )
         if len(applied.timestamp_ms):
             metrics.last_event_timestamp.set(int(applied.timestamp_ms.max()) / 1000)

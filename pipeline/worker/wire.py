@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.worker.ranking import SOURCES, Ranked
 from state.row import Heads
@@ -78,6 +79,6 @@ def encode_recommendations(
     return records
 
 
-def count_short(ranked: Ranked) -> int:
-    """Return how many users got fewer items than asked for."""
-    return int(np.count_nonzero((ranked.items == 0).any(axis=1)))
+def count_short(items: npt.NDArray[np.int64]) -> int:
+    """Return how many lists (u, k) hold fewer items than asked for."""
+    return int(np.count_nonzero((items == 0).any(axis=1)))
