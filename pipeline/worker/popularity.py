@@ -94,4 +94,6 @@ class Popularity:
 
 def _highest(counts: Ints, k: int) -> Ints:
     """Return the indices of the k highest counts, in any order."""
-    return np.argpartition(-counts, k - 1)[:k] if 0 < k < len(counts) else np.arange(len(counts))[:k]
+    return (
+        np.argpartition(-counts, k - 1)[:k] if 0 < k < len(counts) else np.arange(len(counts))[:k]
+    )

@@ -105,17 +105,20 @@ class Ranker:
             every_event: Rank after every event rather than only after the last of each user, to
                 know the list that was in force before each (prequential measurement).
         """
-        heads, known = self._hot.heads, np.flatnonzero(applied.item)
+        heads, known = self._hot.heads, applied.item.nonzero()[0]
         user, item = applied.user[known], applied.item[known]
         last = last_of_each(user)
         earlier = self._earlier_lists(model, slots) if every_event else None
-        outputs = self._advance(model, slots, user, item, last)
+        vectors = self._advance(model, slots, user, item, last)
         scored = np.arange(len(known)) if every_event else last
+        if not every_event:
+            vectors = vectors[self._tensor(last)]
         is_resting = np.ones(len(slots), np.bool_)
         is_resting[user[last]] = False
-        resting = np.flatnonzero(is_resting)  # without a new item that the release knows
+        resting = is_resting.nonzero()[0]  # without a new item that the release knows
         last_item = model.release.vocabulary.indices_of_hashes(heads["last_item"][slots[resting]])
-        vectors = [outputs[self._tensor(scored)], self._read(model, slots[resting], last_item)]
+        if len(resting):
+            vectors = torch.cat([vectors, self._read(model, slots[resting], last_item)])
         excluded = None
         if self._exclude_seen and histories is not None:
             size = heads["ring"].shape[1]
@@ -123,7 +126,7 @@ class Ranker:
             index = model.release.vocabulary.indices_of_hashes(np.concatenate(seen))
             excluded = self._tensor(index)
         scores, items = model.serving.top_k(
-            torch.cat(vectors), self._k, excluded, self._catalogue.unavailable(model)
+            vectors, self._k, excluded, self._catalogue.unavailable(model)
         )
         lists = items.cpu().numpy()
         list_of_user = np.empty(len(slots), np.int64)
