@@ -22,12 +22,12 @@ from state.store import StateStore
 
 logger = logging.getLogger(__name__)
 
-FETCH_BYTES = 4 << 20  # of all partitions in one answer: rows in work stay a few times this
-PARTITION_FETCH_BYTES = 1 << 20
+FETCH_BYTES = 16 << 20  # of all partitions in one answer: rows in work stay a few times this
+PARTITION_FETCH_BYTES = 4 << 20  # also the size of a write
 FETCH_MAX_WAIT_MS = 200
 # Fewer rows than this are logged like any others: making a table file of them costs more.
 BULK_ROWS = 5000
-CHUNKS_AHEAD = 8  # that wait for the disk while the next ones are fetched
+CHUNKS_AHEAD = 4  # that wait for the disk while the next ones are fetched
 
 
 @dataclass(eq=False, kw_only=True)

@@ -209,7 +209,7 @@ class Restore(Service):
         except TimeoutError:
             end_process(
                 ExitCode.RESTORE,
-                "partition %d was not restored within %.0f s (worker.restore-deadline-s); "
+                "partition %d was not restored within %g s (worker.restore-deadline-s); "
                 "nothing was acknowledged",
                 number,
                 deadline_s,
