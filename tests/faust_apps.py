@@ -89,7 +89,7 @@ class OffsetProcessor:
     def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
         return [False] * len(rows)
 
-    def sent(self, now_s: float) -> None:
+    def sent(self, results: Sequence[PartitionResult], now_s: float) -> None:
         """Nothing is measured."""
 
 
