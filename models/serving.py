@@ -1,20 +1,21 @@
 """The model as it serves: states in, states and outputs out, one step an event.
 
 Computes what `models.recommender.Recommender` computes in evaluation mode, from weights that are
-folded once: gamma into the input projection, layer norm into the embedding. One code path on every
-device.
+folded once: gamma into the input projection, layer norm into the embedding. By torch on any device;
+on the CPU by `models.serving_native` where that is at hand.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.folded import FoldedBlock
 from models.lru import Block
 from models.recommender import Recommender
 from models.scan import PackedLayout
+from models.serving_native import NativeCatalogue, NativeServing, NativeStep
 from models.shapes import (
     EventItems,
     EventOutputs,
@@ -34,54 +35,8 @@ from models.top_k import top_k
 MAX_ROWS = 8192
 """Events that `ServingModel.advance` takes through the blocks at once, unless one step has more."""
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _FoldedBlock:
-    """Weights of one block, float32; matrices as (in, out), bias first as addmm wants it."""
-
-    lam: Tensor
-    recurrent_in: tuple[Tensor, Tensor]
-    recurrent_out: tuple[Tensor, Tensor]
-    recurrent_norm: tuple[Tensor, Tensor]
-    inner: tuple[Tensor, Tensor]
-    outer: tuple[Tensor, Tensor]
-    norm: tuple[Tensor, Tensor]
-
-    @classmethod
-    def fold(cls, block: Block, device: torch.device) -> "_FoldedBlock":
-        def affine(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-            return copy(bias), copy(weight).t()
-
-        def copy(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device, torch.float32, copy=True)
-
-        lru, feed_forward = block.lru, block.feed_forward
-        return cls(
-            lam=lru.eigenvalues().detach().to(device, torch.complex64),
-            recurrent_in=affine(*lru.input_projection()),
-            recurrent_out=affine(lru.out_weight, lru.out_bias),
-            recurrent_norm=(copy(lru.norm.weight), copy(lru.norm.bias)),
-            inner=affine(feed_forward.weight_1, feed_forward.bias_1),
-            outer=affine(feed_forward.weight_2, feed_forward.bias_2),
-            norm=(copy(feed_forward.norm.weight), copy(feed_forward.norm.bias)),
-        )
-
-    def inputs(self, x: Tensor) -> Tensor:
-        """Return what the recurrence adds at each row, complex (rows, c)."""
-        bias, weight = self.recurrent_in
-        u = torch.addmm(bias, x, weight)
-        return torch.view_as_complex(u.view(x.shape[0], self.lam.shape[0], 2))
-
-    def read(self, h: Tensor, x: Tensor) -> Tensor:
-        """Return the block's output (rows, d) for states h (rows, c), which hold x already."""
-        bias, weight = self.recurrent_out
-        y = torch.addmm(bias, torch.view_as_real(h).flatten(1), weight).add_(x)
-        x = F.layer_norm(y, y.shape[1:], *self.recurrent_norm)
-        bias, weight = self.inner
-        inner = F.gelu(torch.addmm(bias, x, weight))
-        bias, weight = self.outer
-        y = torch.addmm(bias, inner, weight).add_(x)
-        return F.layer_norm(y, y.shape[1:], *self.norm)
+WALKED_ROWS = 32
+"""Up to so many events are walked over one by one, on the CPU, instead of ordered by time."""
 
 
 class ServingModel:
@@ -89,20 +44,27 @@ class ServingModel:
 
     Results are inference tensors: use and copy them anywhere, write to them in inference mode only.
 
-    Rows of different batch sizes go through different matrix kernels, so the same user's numbers
-    may differ in their last bits between batches; they never drift apart, because |lambda| < 1.
+    In torch, rows of different batch sizes go through different matrix kernels, so the same user's
+    numbers may differ in their last bits between batches; they never drift apart, because
+    |lambda| < 1. The native form gives the same bits in every batch.
 
     Args:
         recommender: the trained model; its weights are copied.
         device: where states and outputs live. Indices may come from anywhere; from the CPU they
             are checked without waiting for the device.
+        native: the compiled form, used where the device is the CPU; None: torch.
     """
 
-    def __init__(self, recommender: Recommender, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        recommender: Recommender,
+        device: torch.device | str = "cpu",
+        native: NativeServing | None = None,
+    ) -> None:
         self.config = recommender.config
         self.device = torch.device(device)
         with torch.inference_mode():
-            self._weight, self._bias = (
+            weight, self._bias = (
                 parameter.detach().to(self.device, torch.float32, copy=True)
                 for parameter in (recommender.item_embedding, recommender.item_bias)
             )
@@ -111,10 +73,19 @@ class ServingModel:
                 recommender.item_embedding, norm.normalized_shape, norm.weight, norm.bias
             ).to(self.device, torch.float32)
             self._blocks = tuple(
-                _FoldedBlock.fold(block, self.device)
+                FoldedBlock.fold(block, self.device)
                 for block in recommender.blocks
                 if isinstance(block, Block)
             )
+            self._native: tuple[NativeStep, NativeCatalogue] | None = None
+            self._weight: Tensor | None = None
+            if native is not None and self.device.type == "cpu":
+                self._native = (
+                    NativeStep(native, self._embedding, self._blocks),
+                    NativeCatalogue(native, weight, self._bias),
+                )
+            else:
+                self._weight = weight.t().contiguous().t()  # stored as scores read it
             pad = torch.zeros(1, dtype=torch.int64)
             self._cold_start = self.advance(self.init_state(1), pad, torch.ones_like(pad))[1][0]
 
@@ -132,8 +103,9 @@ class ServingModel:
         Args:
             state: each user's state before them; not written to.
             items: indices in 0..n_items: user 0's, oldest first, then user 1's, and so on.
-            lengths: how many of them each user has, at least 1, their sum e. If all are 1, the cost
-                is that of one step; otherwise there are as many small steps as the longest has.
+            lengths: how many of them each user has, at least 1, their sum e. In torch, if all are
+                1, the cost is that of one step; otherwise there are as many small steps as the
+                longest has.
 
         Returns:
             Each user's state after the last item, and the output after every item.
@@ -142,10 +114,16 @@ class ServingModel:
             ValueError: a length is below 1, the lengths do not add up to e, an item is outside the
                 vocabulary, or the state's shape is not that of u users.
         """
+        if self._native is not None:
+            advanced = self._native[0].advance(state, items, lengths)
+            if advanced is not None:
+                return advanced
         self._check(state, items, lengths)
         items = items.to(self.device)
         if lengths.numel() == items.numel():
             return self._step(state, items)
+        if items.numel() <= WALKED_ROWS and self.device.type == "cpu":
+            return self._walk(state, items, lengths)
         return self._scan(state, items, PackedLayout.from_lengths(lengths, self.device))
 
     def _step(self, state: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,8 +131,23 @@ class ServingModel:
         x = F.embedding(items, self._embedding)
         for index, block in enumerate(self._blocks):
             h = new_state[:, index]
-            torch.addcmul(block.inputs(x), block.lam, state[:, index], out=h)
-            x = block.read(h, x)
+            torch.addcmul(_inputs(block, x), block.lam, state[:, index], out=h)
+            x = _read(block, h, x)
+        return new_state, x
+
+    def _walk(self, state: Tensor, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance event by event: for a handful, ordering them by time costs more than it saves."""
+        new_state = state.clone()
+        states = new_state.numpy()
+        users = torch.repeat_interleave(lengths).tolist()
+        x = F.embedding(items, self._embedding)
+        for index, block in enumerate(self._blocks):
+            u = _inputs(block, x)
+            lam, rows = block.lam.numpy(), u.numpy()
+            for row, user in zip(rows, users, strict=True):
+                row += lam * states[user, index]
+                states[user, index] = row
+            x = _read(block, u, x)
         return new_state, x
 
     def _scan(self, state: Tensor, items: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
@@ -165,7 +158,7 @@ class ServingModel:
         for first_row, batch_sizes in _stretches(layout.batch_sizes):
             x = F.embedding(items[first_row : first_row + sum(batch_sizes)], self._embedding)
             for index, block in enumerate(self._blocks):
-                u = block.inputs(x)
+                u = _inputs(block, x)
                 carry = new_state[: batch_sizes[0], index]
                 steps = torch.split(u, batch_sizes)
                 for rows, now, later in zip(steps, batch_sizes, [*batch_sizes[1:], 0], strict=True):
@@ -173,7 +166,7 @@ class ServingModel:
                     if later < now:
                         new_state[later:now, index] = rows[later:]
                     carry = rows
-                x = block.read(u, x)
+                x = _read(block, u, x)
             outputs.append(x)
         return new_state[layout.rank], torch.cat(outputs)[layout.to_packed]
 
@@ -188,7 +181,7 @@ class ServingModel:
         self._check(state, items, torch.ones_like(items))
         x = F.embedding(items.to(self.device), self._embedding)
         for index, block in enumerate(self._blocks):
-            x = block.read(state[:, index], x)
+            x = _read(block, state[:, index], x)
         return x
 
     def cold_start(self) -> Output:
@@ -198,7 +191,7 @@ class ServingModel:
     @torch.inference_mode()
     def scores(self, outputs: UserOutputs) -> UserScores:
         """Return the score of every item as the next one; column 0 is the pad token."""
-        return torch.addmm(self._bias, outputs, self._weight.t())
+        return torch.addmm(self._bias, outputs, self._weights().t())
 
     @torch.inference_mode()
     def top_k(
@@ -212,7 +205,18 @@ class ServingModel:
         excluded, unavailable = (
             None if mask is None else mask.to(self.device) for mask in (excluded, unavailable)
         )
-        return top_k(outputs, self._weight, self._bias, k, excluded, unavailable)
+        if self._native is not None:
+            best = self._native[1].top_k(outputs, k, excluded, unavailable)
+            if best is not None:
+                return best
+        return top_k(outputs, self._weights(), self._bias, k, excluded, unavailable)
+
+    def _weights(self) -> Tensor:
+        """Return the item weights (v, d)."""
+        if self._weight is not None:
+            return self._weight
+        assert self._native is not None
+        return self._native[1].weight()
 
     def _check(self, state: Tensor, items: Tensor, lengths: Tensor) -> None:
         users = lengths.numel()
@@ -220,14 +224,16 @@ class ServingModel:
         if tuple(state.shape) != shape:
             msg = f"the state of {users} users must have shape {shape}, got {tuple(state.shape)}"
             raise ValueError(msg)
-        if users and int(lengths.min()) < 1:
-            msg = f"each user must have at least 1 item, got a length of {int(lengths.min())}"
+        # By numpy where it costs nothing: it takes a third of the time for a handful of them.
+        counts, indices = lengths.cpu().numpy(), items.cpu().numpy()
+        if users and counts.min() < 1:
+            msg = f"each user must have at least 1 item, got a length of {int(counts.min())}"
             raise ValueError(msg)
-        if int(lengths.sum()) != items.numel():
-            msg = f"lengths must add up to the {items.numel()} items, got {int(lengths.sum())}"
+        if counts.sum() != indices.size:
+            msg = f"lengths must add up to the {indices.size} items, got {int(counts.sum())}"
             raise ValueError(msg)
-        if items.numel():
-            least, most = (int(bound) for bound in torch.aminmax(items))
+        if indices.size:
+            least, most = int(indices.min()), int(indices.max())
             if least < 0 or most > self.config.n_items:
                 msg = f"items must be in 0..{self.config.n_items}, got {least}..{most}"
                 raise ValueError(msg)
@@ -243,3 +249,22 @@ def _stretches(batch_sizes: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
         rows += size
         sizes.append(size)
     yield first_row, sizes
+
+
+def _inputs(block: FoldedBlock, x: Tensor) -> Tensor:
+    """Return what the recurrence adds at each row, complex (rows, c)."""
+    bias, weight = block.recurrent_in
+    u = torch.addmm(bias, x, weight)
+    return torch.view_as_complex(u.view(x.shape[0], block.lam.shape[0], 2))
+
+
+def _read(block: FoldedBlock, h: Tensor, x: Tensor) -> Tensor:
+    """Return the block's output (rows, d) for states h (rows, c), which hold x already."""
+    bias, weight = block.recurrent_out
+    y = torch.addmm(bias, torch.view_as_real(h).flatten(1), weight).add_(x)
+    x = F.layer_norm(y, y.shape[1:], *block.recurrent_norm)
+    bias, weight = block.inner
+    inner = F.gelu(torch.addmm(bias, x, weight))
+    bias, weight = block.outer
+    y = torch.addmm(bias, inner, weight).add_(x)
+    return F.layer_norm(y, y.shape[1:], *block.norm)

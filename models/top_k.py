@@ -13,7 +13,7 @@ BLOCK_ITEMS = 65_536
 GROUP_ITEMS = 16
 """Items whose best one stands for them in the first round of `_select`."""
 
-MIN_GROUPED_ITEMS = 2048
+MIN_GROUPED_SCORES = 20_000
 """Below, one round over the scores is faster than two."""
 
 
@@ -108,7 +108,7 @@ def _select(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     rows, width = scores.shape
     groups = width // GROUP_ITEMS
-    if width < MIN_GROUPED_ITEMS or k > groups // 2:
+    if rows * width < MIN_GROUPED_SCORES or k > groups // 2:
         return scores.topk(min(k, width))
     grouped = groups * GROUP_ITEMS
     maxima = scores[:, :grouped].view(rows, GROUP_ITEMS, groups).amax(1)

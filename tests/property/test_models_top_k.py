@@ -42,7 +42,7 @@ def test_top_k_equals_sorting_every_score(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK_ITEMS", block_items)
         patch.setattr(module, "GROUP_ITEMS", group_items)
-        patch.setattr(module, "MIN_GROUPED_ITEMS", 8)
+        patch.setattr(module, "MIN_GROUPED_SCORES", 8)
         scores, items = top_k(
             torch.tensor(outputs, dtype=torch.float32),
             torch.tensor(weight, dtype=torch.float32),
