@@ -154,9 +154,11 @@ def test_every_partition_is_restored_as_a_dict_would_be(
 RESTORER = """
 import asyncio, sys
 from pathlib import Path
+from pipeline.engine import changelog_reader
 from state.rocks import RocksStore
 from tests.integration.test_changelog_reader import SMALL, restore_all
 
+changelog_reader.PARTITION_FETCH_BYTES = 200_000  # many writes
 print("begun", flush=True)
 asyncio.run(restore_all(sys.argv[1], sys.argv[2], RocksStore(Path(sys.argv[3]), SMALL)))
 print("done", flush=True)
@@ -336,9 +338,10 @@ def test_a_standby_is_told_when_its_changelog_is_made_anew(
 
 
 def test_a_dropped_reading_writes_no_more_and_a_new_one_goes_on(
-    kafka: str, topic: str, tmp_path: Path
+    kafka: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rebalance in mid-restore: stores may be closed at once, the next one begins where it is."""
+    monkeypatch.setattr(changelog_reader, "PARTITION_FETCH_BYTES", 200_000)  # many writes
     rows = some_rows(4, 30_000, users=20_000, padding=300)
     send(kafka, topic, rows)
     store = RocksStore(tmp_path / "states", SMALL)
