@@ -11,7 +11,9 @@ import tyro
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings, SettingsFlags
 
-Name = Literal["step", "train", "store", "intake", "durable", "restore", "pipeline", "scale"]
+Name = Literal[
+    "scan", "step", "train", "store", "intake", "durable", "restore", "pipeline", "scale", "pauses"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,11 @@ class Command:
     """
 
     name: tyro.conf.Positional[Name]
-    """step: one step against a scan. train: a packed training step against the plain form. store:
-    state rows to and from the disk. intake: records from Kafka to an agent that does nothing.
-    durable: the same with rows and outputs made durable. restore: state rows from the changelog to
-    the disk. pipeline: the whole worker. scale: one worker process beside two."""
+    """scan: every form of the scan beside the speed of memory. step: one step against a scan.
+    train: a packed training step against the plain form. store: state rows to and from the disk.
+    intake: records from Kafka to an agent that does nothing. durable: the same with rows and
+    outputs made durable. restore: state rows from the changelog to the disk. pipeline: the whole
+    worker. scale: one worker process beside two."""
 
     options: tyro.conf.Positional[tuple[str, ...]] = ()
     """The benchmark's own options, behind two dashes: lrurec bench step -- --rounds 50."""

@@ -18,6 +18,7 @@ its extremes (18 and 2,277), and items uniformly.
 
 import argparse
 import gzip
+import logging
 import math
 import statistics
 import time
@@ -37,6 +38,8 @@ from models.packing import PAD, Indices, PackedBatch, TrainingWindows
 from models.recommender import Recommender
 from models.scan import scan_doubling
 from models.training import batch_loss, create_optimizer
+from pipeline.settings import TrainerSettings
+from pipeline.training.scan_form import fastest_scan
 from tests.benchmarks.report import write_json
 
 N_ITEMS = 3416
@@ -253,8 +256,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     sequences = read_sequences(arguments.data) if arguments.data else random_sequences(seed=0)
-    with freed_memory_kept():
+    with freed_memory_kept(), fastest_scan(TrainerSettings(device="cpu")):
         figures = measure(sequences, arguments.steps)
     for name, figure in figures.items():
         print(f"{name:30} {figure:.4g}" if isinstance(figure, float) else f"{name:30} {figure}")

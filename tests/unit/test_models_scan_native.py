@@ -1,0 +1,146 @@
+"""How the native scan is compiled, kept and, where that cannot be, done without."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import native_build
+from models.native_build import NativeUnavailable, build_library
+from models.scan import native, scan_time_major
+from models.scan.layout import PackedLayout
+from models.scan.native import NativeScan, load_native
+from models.scan.recurrence import backend_for
+from pipeline.settings import TrainerSettings
+from pipeline.training.scan_form import fastest_scan
+
+CPU = torch.device("cpu")
+
+
+def libraries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def test_what_was_compiled_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second load compiles nothing and leaves the file as it is."""
+    load_native(tmp_path / "cache")
+    (library,) = libraries(tmp_path / "cache")
+    written_ns = library.stat().st_mtime_ns
+    monkeypatch.setattr(native_build, "_build", None)  # a call would fail
+
+    load_native(tmp_path / "cache")
+
+    assert libraries(tmp_path / "cache") == [library]
+    assert library.stat().st_mtime_ns == written_ns
+
+
+def test_processes_may_compile_at_the_same_time(tmp_path: Path) -> None:
+    """Three that start together all get a form that works, and one file is left."""
+    code = (
+        "import sys, torch; from pathlib import Path\n"
+        "from models.scan import scan, use_backend\n"
+        "from models.scan.native import load_native\n"
+        "ones = torch.ones(3, 2, dtype=torch.complex64)\n"
+        "with use_backend(load_native(Path(sys.argv[1]))):\n"
+        "    h, last = scan(ones, ones[0], ones[:1], torch.tensor([3]))\n"
+        "assert last.tolist() == [[4, 4]], last\n"
+    )
+
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    assert len(libraries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("part", ["source", "flags", "processor"])
+def test_a_library_made_for_something_else_is_not_used(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another source, other flags or another processor mean another file."""
+    load_native(tmp_path / "cache")
+    if part == "source":
+        other = tmp_path / "native.cpp"
+        other.write_text(native.SOURCE.read_text() + "// new\n")
+        monkeypatch.setattr(native, "SOURCE", other)
+    elif part == "flags":
+        monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-g0"))
+    else:
+        monkeypatch.setattr(native_build, "_processor", lambda: "another one")
+
+    load_native(tmp_path / "cache")
+
+    assert len(libraries(tmp_path / "cache")) == 2
+
+
+def test_without_a_compiler_training_goes_by_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line of the log says so, and why."""
+    monkeypatch.setattr(native_build, "COMPILERS", ("no-such-compiler",))
+    trainer = TrainerSettings(device="cpu", cache_dir=tmp_path)
+
+    with caplog.at_level(logging.INFO), fastest_scan(trainer):
+        assert backend_for(CPU).name == "loop"
+
+    (line,) = caplog.messages
+    assert "form of the scan: loop (no C++ compiler: none of no-such-compiler in the PATH)" in line
+
+
+def test_a_build_that_fails_is_told_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was to become a library is gone, too."""
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'sorry, no OpenMP' >&2; exit 3\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(native_build, "COMPILERS", (str(compiler),))
+
+    with pytest.raises(NativeUnavailable, match="exit code 3: sorry, no OpenMP"):
+        load_native(tmp_path / "cache")
+
+    assert libraries(tmp_path / "cache") == []
+
+
+def test_a_damaged_library_is_told_by_its_name(tmp_path: Path) -> None:
+    """Training then goes on without it, and the operator knows what to remove."""
+    library = build_library(native.SOURCE, "scan", tmp_path)
+    library.write_bytes(b"not a library")
+
+    with pytest.raises(NativeUnavailable, match=f"{library} cannot be loaded"):
+        load_native(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """The error is the one that training knows how to do without."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(NativeUnavailable, match="cannot be made in"):
+        load_native(tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize(("scan", "name"), [("auto", "native"), ("loop", "loop")])
+def test_the_setting_chooses_the_form_for_the_training_alone(
+    scan: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Inside it is the wanted one, and the log names it; afterwards it is what it was."""
+    trainer = TrainerSettings(device="cpu", scan=scan, cache_dir=tmp_path)  # type: ignore[arg-type]
+
+    with caplog.at_level(logging.INFO), fastest_scan(trainer):
+        assert backend_for(CPU).name == name
+
+    assert f"training on cpu; form of the scan: {name}" in caplog.text
+    assert backend_for(CPU).name == "loop"
+
+
+def test_a_scan_that_nobody_prepared_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers never wait for a compiler."""
+    monkeypatch.setattr(subprocess, "run", None)  # a call would fail
+    ones = torch.ones(2, 1, dtype=torch.complex64)
+
+    h = scan_time_major(ones, ones[0], None, PackedLayout.from_lengths(torch.tensor([2])))
+
+    assert h.tolist() == [[1], [2]]
+    assert not isinstance(backend_for(CPU), NativeScan)
