@@ -38,8 +38,8 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
     Args:
         source: One C++ file, which includes no other of ours.
         name: What the library's file name begins with.
-        folder: Where libraries are kept; made if it is missing. What is in it is run: it must be
-            one that only this user writes.
+        folder: Where libraries are kept, ~ for the user's home; made if it is missing. What is in
+            it is run: it must be one that only this user writes.
 
     Raises:
         NativeUnavailable: There is no compiler, it fails, or the folder cannot be written.
@@ -49,10 +49,10 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
         msg = f"no C++ compiler: none of {', '.join(COMPILERS)} in the PATH"
         raise NativeUnavailable(msg)
     try:
-        library = folder / f"{name}-{_fingerprint(compiler, source)}.so"
+        library = folder.expanduser() / f"{name}-{_fingerprint(compiler, source)}.so"
         if not library.exists():
             _build(compiler, source, library)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # Runtime: no home
         msg = f"the library for it cannot be made in {folder}: {error}"
         raise NativeUnavailable(msg) from error
     return library
@@ -88,6 +88,8 @@ def _build(compiler: str, source: Path, library: Path) -> None:
             msg = f"{compiler} fails with exit code {done.returncode}: {first}"
             raise NativeUnavailable(msg)
         building.chmod(0o700)
+        with building.open("rb") as file:  # a cut-off library would kill whoever loads it
+            os.fsync(file.fileno())
         building.replace(library)
     finally:
         building.unlink(missing_ok=True)
