@@ -148,6 +148,26 @@ def test_lag_is_shown_for_owned_partitions_only(registry: CollectorRegistry) -> 
     assert [lag(partition) for partition in ("0", "3", "4")] == [None, 6, 0]
 
 
+def test_restores_and_standbys_are_shown_while_they_last(registry: CollectorRegistry) -> None:
+    """Each has its own series; those of a partition that is done or gone end."""
+    metrics = Metrics(registry)
+
+    metrics.set_restoring({0: 500, 1: 30}, {2: 4})
+    metrics.set_restoring({1: 10}, {})
+    metrics.count_restored(False, 7)
+    metrics.count_restored(True, 5)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"lrurec_{name}", labels)
+
+    assert value("restoring_partitions") == 1
+    assert [value("restore_left_rows", partition=number) for number in "01"] == [None, 10]
+    assert value("standby_partitions") == 0
+    assert value("standby_lag_rows", partition="2") is None
+    assert value("restore_rows_total") == 7
+    assert value("standby_rows_total") == 5
+
+
 def test_a_stores_own_counts_are_shown(registry: CollectorRegistry) -> None:
     """They are read when the metrics are."""
     stats = StoreStats()
