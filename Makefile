@@ -41,7 +41,7 @@ format: setup  ## rewrite the code in the house format
 chaos: setup  ## workers that join, die and freeze under load; SCENARIO=name MINUTES=n SEED=s
 	@$(BIN)/python -m tests.chaos $(SCENARIO) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: setup  ## every benchmark; minutes
+bench: setup  ## every benchmark; the better part of an hour
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:  ## remove what the project wrote (the virtual environment stays)

@@ -12,7 +12,18 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Settings, SettingsFlags
 
 Name = Literal[
-    "scan", "step", "train", "store", "intake", "durable", "restore", "pipeline", "scale", "pauses"
+    "scan",
+    "step",
+    "train",
+    "store",
+    "intake",
+    "durable",
+    "restore",
+    "pipeline",
+    "scale",
+    "partitions",
+    "pauses",
+    "soak",
 ]
 
 
@@ -28,7 +39,9 @@ class Command:
     train: a packed training step against the plain form. store: state rows to and from the disk.
     intake: records from Kafka to an agent that does nothing. durable: the same with rows and
     outputs made durable. restore: state rows from the changelog to the disk. pipeline: the whole
-    worker. scale: one worker process beside two."""
+    worker. scale: one worker process beside two. partitions: 64 of them on one worker beside 4.
+    pauses: how long partitions stand still when workers come, go and die. soak: one worker for
+    twenty minutes, and whether its memory stays as it is."""
 
     options: tyro.conf.Positional[tuple[str, ...]] = ()
     """The benchmark's own options, behind two dashes: lrurec bench step -- --rounds 50."""
