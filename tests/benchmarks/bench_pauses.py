@@ -14,7 +14,8 @@ own was started again; the others were kept. The figures are the worst of the pa
 - restarts: it is sent SIGTERM and started again; both have fixed names and a session of 30 s
 
 A join begins when the worker has loaded everything and turns to Kafka. Loading costs seconds of
-CPU, which the others lack where there are no more cores; what an event waits meanwhile stands apart.
+CPU, which the others lack where there are no more cores; what an event waits meanwhile stands
+apart.
 """
 
 import argparse
