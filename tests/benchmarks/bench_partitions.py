@@ -42,8 +42,10 @@ WARM_S = 5.0
 
 def footprint(process: psutil.Process, when: str) -> dict[str, float]:
     """Memory, threads and file handles of a process."""
+    memory = process.memory_info()
     return {
-        f"rss_mb_{when}": process.memory_info().rss / 1e6,
+        f"rss_mb_{when}": memory.rss / 1e6,
+        f"anonymous_mb_{when}": (memory.rss - memory.shared) / 1e6,
         f"threads_{when}": process.num_threads(),
         f"file_handles_{when}": process.num_fds(),
         f"connections_{when}": len(process.net_connections()),

@@ -8,11 +8,15 @@ seconds a sample; figures and plot are written anew after each, so a run that is
 too. Topics keep little, or twenty minutes would take 20 GB of disk; Kafka looks every five
 minutes.
 
-Flat means: over the second half, a straight line through the samples rises by at most 1 % of their
-mean. The first half is left to the start: users that come for the first time, caches that fill.
+Memory is what is resident, and of that what is no file's: pages of libraries come in as they are
+first used, and go when others need the room. Flat means: over the second half, a straight line
+through the samples rises by at most 1 % of their mean, or by less than can be told from their
+scatter (two standard errors). The first half is left to the start: users that come for the first
+time, caches that fill.
 """
 
 import argparse
+import math
 import os
 import signal
 import statistics
@@ -37,9 +41,11 @@ from tests.benchmarks.timeline import Panel, write_timeline
 
 PARTITIONS = 4
 COPIES = 5
+WARM_S = 15.0  # everything is new to the worker
 SAMPLE_S = 5.0
 FLAT_SHARE = 0.01
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "OMP_NUM_THREADS")
+WATCHED = ("rss_mb", "anonymous_mb", "file_handles", "threads")
 Sample = dict[str, float]
 
 
@@ -66,13 +72,14 @@ def sample(
     process: psutil.Process, began_s: float, before: Mapping[str, float], now: Mapping[str, float]
 ) -> Sample:
     """What is seen now, and what happened since the last look."""
-    times = process.cpu_times()
+    times, memory = process.cpu_times(), process.memory_info()
     events = total(now, "lrurec_events_total") - total(before, "lrurec_events_total")
     reads = 'lrurec_hot_row_reads_total{result="%s"}'
     looked_up = {r: now[reads % r] - before[reads % r] for r in ("hit", "miss")}
     return {
         "minute": (time.monotonic() - began_s) / 60,
-        "rss_mb": process.memory_info().rss / 1e6,
+        "rss_mb": memory.rss / 1e6,
+        "anonymous_mb": (memory.rss - memory.shared) / 1e6,
         "file_handles": process.num_fds(),
         "threads": process.num_threads(),
         "lag_events": total(now, "lrurec_consumer_lag_events"),
@@ -91,16 +98,20 @@ def trend(samples: Sequence[Sample], name: str) -> dict[str, Any]:
     if len(half) < 3:
         return {}
     minutes, values = [one["minute"] for one in half], [one[name] for one in half]
-    slope = statistics.linear_regression(minutes, values).slope
-    rise, mean = slope * (minutes[-1] - minutes[0]), statistics.mean(values)
+    line, mean = statistics.linear_regression(minutes, values), statistics.mean(values)
+    off = [v - line.intercept - line.slope * m for m, v in zip(minutes, values, strict=True)]
+    squares = sum((m - statistics.mean(minutes)) ** 2 for m in minutes)
+    error = math.sqrt(sum(o * o for o in off) / (len(off) - 2) / squares)
+    span = minutes[-1] - minutes[0]
     return {
-        "per_minute": slope,
-        "minutes": minutes[-1] - minutes[0],
-        "rise": rise,
+        "per_minute": line.slope,
+        "standard_error": error,
+        "minutes": span,
+        "rise": line.slope * span,
         "mean": mean,
         "least": min(values),
         "most": max(values),
-        "flat": rise <= FLAT_SHARE * mean,
+        "flat": line.slope * span <= FLAT_SHARE * mean or line.slope <= 2 * error,
     }
 
 
@@ -115,9 +126,7 @@ def write(options: argparse.Namespace, samples: Sequence[Sample], *, complete: b
         "hot_rows_at_most": options.hot_rows,
         "environment": {name: os.environ.get(name) for name in MALLOC},  # noqa: TID251
         "second_half": {
-            "rss_mb": trend(samples, "rss_mb"),
-            "file_handles": trend(samples, "file_handles"),
-            "threads": trend(samples, "threads"),
+            **{name: trend(samples, name) for name in WATCHED},
             "events_per_s": sum(one["events"] for one in half[1:])
             / max(1e-9, 60 * (half[-1]["minute"] - half[0]["minute"])),
             "core_share": (half[-1]["cpu_s"] - half[0]["cpu_s"])
@@ -133,7 +142,11 @@ def write(options: argparse.Namespace, samples: Sequence[Sample], *, complete: b
     if options.plot is not None:
         column = {name: [one[name] for one in samples] for name in samples[0]}
         panels = [
-            Panel(title="resident memory, MB", lines={"": column["rss_mb"]}),
+            Panel(
+                title="memory, MB",
+                lines={"resident": column["rss_mb"], "not of files": column["anonymous_mb"]},
+                from_zero=False,
+            ),
             Panel(
                 title="open file handles and threads",
                 lines={"file handles": column["file_handles"], "threads": column["threads"]},
@@ -170,6 +183,7 @@ def main() -> None:
                 worker = group.workers["first"]
                 process = psutil.Process(worker.process.pid)
                 with steady_load(settings, options.rate, bundled_shuffled, COPIES) as load:
+                    time.sleep(WARM_S)
                     began_s, last = time.monotonic(), metrics_of(worker)
                     for number in range(1, round(options.minutes * 60 / SAMPLE_S) + 1):
                         time.sleep(max(0.0, began_s + number * SAMPLE_S - time.monotonic()))
@@ -192,10 +206,11 @@ def main() -> None:
                             )
     write(options, samples, complete=True)
     print(f"on {machine()}")
-    for name, unit in (("rss_mb", "MB"), ("file_handles", "handles"), ("threads", "threads")):
+    for name in WATCHED:
         if line := trend(samples, name):
             print(
-                f"{name}: {line['per_minute']:+.3f} {unit}/min over the last "
+                f"{name}: {line['per_minute']:+.3f} a minute (standard error "
+                f"{line['standard_error']:.3f}) over the last "
                 f"{line['minutes']:.0f} minutes, {line['rise'] / line['mean']:+.2%} of "
                 f"{line['mean']:.0f}: {'flat' if line['flat'] else 'NOT flat'}"
             )
