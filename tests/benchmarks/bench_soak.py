@@ -145,7 +145,6 @@ def write(options: argparse.Namespace, samples: Sequence[Sample], *, complete: b
             Panel(
                 title="memory, MB",
                 lines={"resident": column["rss_mb"], "not of files": column["anonymous_mb"]},
-                from_zero=False,
             ),
             Panel(
                 title="open file handles and threads",

@@ -14,17 +14,15 @@ TICKS = 4  # about so many on an axis
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Lines over one time axis.
+    """Lines over one time axis; the other axis begins at 0.
 
     Attributes:
         title: What they show, with the unit.
         lines: Values by name, as many as there are times; NaN is left out.
-        from_zero: Whether the axis begins at 0; else it shows the change alone.
     """
 
     title: str
     lines: Mapping[str, Sequence[float]]
-    from_zero: bool = True
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -48,8 +46,8 @@ def write_timeline(path: Path, minutes: Sequence[float], panels: Sequence[Panel]
     parts = []
     for number, panel in enumerate(panels):
         top = TOP + number * (PANEL + GAP)
-        values = [v for line in panel.lines.values() for v in line if not math.isnan(v)] or [0.0]
-        up = ticks(0.0 if panel.from_zero else min(values), max(values))
+        values = [v for line in panel.lines.values() for v in line if not math.isnan(v)]
+        up = ticks(min([0.0, *values]), max([0.0, *values]))
 
         def y(value: float, top: int = top, up: Sequence[float] = up) -> float:
             return top + PANEL * (1 - (value - up[0]) / (up[-1] - up[0]))

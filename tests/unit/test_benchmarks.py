@@ -1,0 +1,55 @@
+"""What the long benchmark concludes from its samples, and the axes of its plot."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.benchmarks.bench_soak import trend
+from tests.benchmarks.timeline import ticks
+
+SAMPLES = 240
+SAW = itertools.cycle([70.0, 80.0, 90.0, 100.0, 110.0])  # as compaction makes it
+
+
+@pytest.mark.parametrize(
+    ("rise_per_minute", "flat"), [(0.0, True), (-5.0, True), (0.5, True), (1.5, False)]
+)
+def test_a_line_that_rises_by_more_than_a_hundredth_is_not_flat(
+    rise_per_minute: float, flat: bool
+) -> None:
+    """Only the second half counts, whatever the first one did."""
+    samples = [
+        {"minute": n / 12, "rss_mb": 1000 + rise_per_minute * n / 12 if n >= 120 else 5.0 * n}
+        for n in range(SAMPLES)
+    ]
+
+    found = trend(samples, "rss_mb")
+
+    assert found["flat"] is flat
+    assert found["per_minute"] == pytest.approx(rise_per_minute, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rise_per_minute", "flat"), [(0.0, True), (4.0, False)])
+def test_a_saw_is_flat_and_one_that_climbs_is_not(rise_per_minute: float, flat: bool) -> None:
+    """Scatter is no rise, and hides none that is large enough to matter."""
+    samples = [
+        {"minute": n / 12, "file_handles": next(SAW) + rise_per_minute * n / 12}
+        for n in range(SAMPLES)
+    ]
+
+    assert trend(samples, "file_handles")["flat"] is flat
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_enclose_the_values_and_are_few(low: float, span: float) -> None:
+    """Whatever the numbers, an axis holds them and can be read."""
+    high = low + span
+
+    found = ticks(low, high)
+
+    assert found[0] <= low + 1e-6 * abs(low)
+    assert found[-1] >= high - 1e-6 * abs(high)
+    assert 2 <= len(found) <= 7
+    assert found == sorted(set(found))
