@@ -32,6 +32,7 @@ from models.manifest import (
 )
 from models.recommender import Recommender
 from models.serving import ServingModel
+from models.serving_native import NativeServing
 from models.vocabulary import Vocabulary
 
 
@@ -225,9 +226,13 @@ def load_recommender(release: Release) -> Recommender:
     return recommender.eval()
 
 
-def load_serving(release: Release, device: torch.device | str = "cpu") -> ServingModel:
+def load_serving(
+    release: Release,
+    device: torch.device | str = "cpu",
+    native: NativeServing | None = None,
+) -> ServingModel:
     """Load the model as it serves, on the given device; errors as in `load_recommender`."""
-    return ServingModel(load_recommender(release), device)
+    return ServingModel(load_recommender(release), device, native)
 
 
 def _read(path: Path, expected_sha256: str | None = None) -> bytes:

@@ -30,8 +30,8 @@ from models.shapes import (
 SOURCE = Path(__file__).with_name("serving_native.cpp")
 
 SMALL_PRODUCTS = 4_000_000
-"""Multiplications up to which a call uses one thread and keeps the interpreter's lock: less than
-0.1 ms, while another thread that takes the lock may keep it for 5 ms."""
+"""Multiplications up to which a call uses one thread and keeps the interpreter's lock: about
+0.1 ms, while another thread that takes the lock may keep it for milliseconds."""
 
 _ADDRESS, _SIZE = ctypes.c_void_p, ctypes.c_int64
 

@@ -279,6 +279,13 @@ class WorkerSettings:
     """Threads of the model on the CPU; None: as many as torch finds right, and of several processes
     (--processes) the cores divided by their number."""
 
+    form: Literal["auto", "torch"] = "auto"
+    """Form of steps and lists on the CPU: auto compiles the fast one where there is a C++ compiler,
+    torch is the one that needs none."""
+
+    cache_dir: Path = Path("~/.cache/lrurec-stream")
+    """Folder where the compiled form is kept; only this user may write there."""
+
     allow_untested_versions: bool = False
     """Start also with versions of Faust or aiokafka that the engine was not tested with."""
 

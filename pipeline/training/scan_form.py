@@ -26,7 +26,7 @@ def fastest_scan(trainer: TrainerSettings) -> Iterator[None]:
         why = " (trainer.scan)"
     elif device.type == "cpu":
         try:
-            native = use_backend(load_native(trainer.cache_dir.expanduser()))
+            native = use_backend(load_native(trainer.cache_dir))
         except NativeUnavailable as error:
             why = f" ({error})"
     with native:

@@ -4,6 +4,7 @@ import logging
 import time
 
 from models.errors import ModelError
+from models.serving_native import NativeServing
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
@@ -13,7 +14,7 @@ from pipeline.worker.releases import (
     open_announced,
     read_announcements,
 )
-from pipeline.worker.served_model import ModelHolder, prepare
+from pipeline.worker.served_model import ModelHolder, fastest_serving, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +37,17 @@ class Swapper:
         self._settings = settings
         self._metrics = metrics
         self.holder = ModelHolder()
+        self._native: NativeServing | None = None
 
     def catch_up(self) -> dict[int, int]:
         """Load the release that was announced last and can be served, if any.
 
+        Compiles the native form where that is wanted; all releases are then served by it.
+
         Returns:
             Where to follow the models topic from: partition to offset.
         """
+        self._native = fastest_serving(self._settings.worker)
         announced = list(read_announcements(self._settings))
         for offset, announcement in reversed(announced):
             if self._load(announcement):
@@ -73,6 +78,7 @@ class Swapper:
                 device=worker.device,
                 top_k=recommend.top_k,
                 ring=recommend.ring,
+                native=self._native,
             )
         except (SwapRejected, ModelError) as error:
             self._metrics.model_swaps["rejected"].inc()

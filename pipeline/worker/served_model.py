@@ -1,5 +1,6 @@
 """A release made ready to serve, and the place where the next one waits for its turn."""
 
+import logging
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.native_build import NativeUnavailable
 from models.release import Release, load_serving
 from models.serving import ServingModel
+from models.serving_native import NativeServing, load_native_serving
 from pipeline.errors import SwapRejected
+from pipeline.settings import WorkerSettings
 from state.row import RowLayout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,14 @@ class ServedModel:
         return self.serving.cold_start()
 
 
-def prepare(release: Release, *, device: str, top_k: int, ring: int | None) -> ServedModel:
+def prepare(
+    release: Release,
+    *,
+    device: str,
+    top_k: int,
+    ring: int | None,
+    native: NativeServing | None = None,
+) -> ServedModel:
     """Load a release for serving and try it once.
 
     Args:
@@ -65,13 +78,14 @@ def prepare(release: Release, *, device: str, top_k: int, ring: int | None) -> S
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         top_k: Items in a recommendation.
         ring: Items that a state row remembers; None: the release's window.
+        native: The compiled form, see `fastest_serving`.
 
     Raises:
         SwapRejected: The weights give scores that are not finite.
         models.errors.ReleaseError: The release is damaged or of another format.
     """
     config = release.config
-    serving = load_serving(release, choose_device(device))
+    serving = load_serving(release, choose_device(device), native)
     vocabulary = release.vocabulary
     layout = RowLayout(
         ring=ring or config.max_length,
@@ -101,6 +115,25 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def fastest_serving(worker: WorkerSettings) -> NativeServing | None:
+    """Return the compiled form for the CPU, None where torch serves; a line of the log says which.
+
+    The first worker on a machine compiles it, in a second or two.
+    """
+    device = choose_device(worker.device)
+    native, why = None, ""
+    if device.type == "cpu" and worker.form == "torch":
+        why = " (worker.form)"
+    elif device.type == "cpu":
+        try:
+            native = load_native_serving(worker.cache_dir)
+        except NativeUnavailable as error:
+            why = f" ({error})"
+    name = "torch" if native is None else "native"
+    logger.info("serving on %s; form of steps and lists: %s%s", device, name, why)
+    return native
 
 
 def item_json(item_id: str) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving import ServingModel
+from models.serving_native import NativeServing, load_native_serving
 
 CONFIG = ModelConfig(n_items=9, hidden_size=4, state_size=6, n_blocks=2)
 
@@ -17,10 +18,18 @@ def recommender() -> Recommender:
     return Recommender(CONFIG, torch.Generator().manual_seed(0)).eval()
 
 
-@pytest.fixture
-def model(recommender: Recommender) -> ServingModel:
-    """The same model as it serves."""
-    return ServingModel(recommender)
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> NativeServing:
+    """The compiled form."""
+    return load_native_serving(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(params=["torch", "native"])
+def model(
+    request: pytest.FixtureRequest, recommender: Recommender, native: NativeServing
+) -> ServingModel:
+    """The same model as it serves, in either form."""
+    return ServingModel(recommender, native=native if request.param == "native" else None)
 
 
 def test_a_state_begins_as_zeros_to_write_into(model: ServingModel) -> None:
@@ -34,6 +43,23 @@ def test_a_state_begins_as_zeros_to_write_into(model: ServingModel) -> None:
     assert state.device == model.device
     assert state[[0, 2]].abs().max() == 0
     assert state[1].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("excluded", "message"),
+    [
+        ([[1, 10]], r"excluded items must be in 0\.\.9, got 1\.\.10"),
+        ([[-1, 2]], r"excluded items must be in 0\.\.9, got -1\.\.2"),
+    ],
+)
+def test_top_k_refuses_what_does_not_fit(
+    model: ServingModel, excluded: list[list[int]], message: str
+) -> None:
+    """An item that is none is never left out silently, and no item is no list."""
+    with pytest.raises(ValueError, match=message):
+        model.top_k(torch.randn(1, 4), 3, torch.tensor(excluded))
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        model.top_k(torch.randn(1, 4), 0)
 
 
 @pytest.mark.parametrize(
