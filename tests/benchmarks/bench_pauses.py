@@ -19,6 +19,7 @@ apart.
 """
 
 import argparse
+import itertools
 import signal
 import statistics
 import tempfile
@@ -138,20 +139,20 @@ def observe(
     )
 
 
-def prepare(settings: Settings, users: int) -> None:
-    """Make topics whose answers are timed, with an event of every user for the first worker."""
+def prepare(settings: Settings, users: int) -> Delays:
+    """Send an event of every user, for workers that are yet to start."""
     stamp_arrivals(settings)
     items = bundled_items()
     clicks = users_in_turn(settings.topics.partitions, users, items)
-    send_all(settings, (click for _, click in zip(range(users), clicks, strict=False)))
+    delays = Delays(settings)
+    send_all(settings, itertools.islice(clicks, users))
+    return delays
 
 
 def comes_and_goes(settings: Settings, rate: float, users: int) -> dict[str, Pauses]:
     """A second worker joins, leaves, joins again, and dies."""
-    prepare(settings, users)
-    found = {}
+    delays, found = prepare(settings, users), {}
     with group_of(settings, ["first"]) as group:
-        delays = Delays(settings)
         delays.catch_up()
         with steady_load(settings, rate, users_in_turn, users, bundled_items()):
             for what, change in {
@@ -167,15 +168,13 @@ def comes_and_goes(settings: Settings, rate: float, users: int) -> dict[str, Pau
 
 def restarts(settings: Settings, rate: float, users: int) -> dict[str, Pauses]:
     """One of two workers with fixed names restarts."""
-    prepare(settings, users)
-
+    delays = prepare(settings, users)
     with group_of(settings, ["first", "second"], static=True) as group:
 
         def restart() -> None:
             group.end("second", signal.SIGTERM)
             group.start("second")
 
-        delays = Delays(settings)
         delays.catch_up()
         with steady_load(settings, rate, users_in_turn, users, bundled_items()):
             found = observe(group, delays, restart, restarts="second")
