@@ -14,6 +14,7 @@ from pipeline.settings import Settings, SettingsFlags
 Name = Literal[
     "scan",
     "step",
+    "topk",
     "train",
     "store",
     "intake",
@@ -36,8 +37,8 @@ class Command:
 
     name: tyro.conf.Positional[Name]
     """scan: every form of the scan beside the speed of memory. step: one step against a scan.
-    train: a packed training step against the plain form. store: state rows to and from the disk.
-    intake: records from Kafka to an agent that does nothing. durable: the same with rows and
+    topk: the best items of a catalogue, three ways. train: a packed training step against the
+    plain form. store: state rows to and from the disk. intake: records from Kafka to an agent that does nothing. durable: the same with rows and
     outputs made durable. restore: state rows from the changelog to the disk. pipeline: the whole
     worker. scale: one worker process beside two. partitions: 64 of them on one worker beside 4.
     pauses: how long partitions stand still when workers come, go and die. soak: one worker for

@@ -1,6 +1,7 @@
 """One step an event against one scan of everything, and what a step costs.
 
-    python -m tests.benchmarks.bench_step [--items N] [--rounds N] [--threads N] [--json FILE]
+    python -m tests.benchmarks.bench_step [--items N] [--rounds N] [--threads N] [--form auto|torch]
+        [--json FILE]
 
 Agreement: users take 1,000 random items one by one, and once more all at once; the states after
 every 100 of them and the top-10 after each are compared. Top-10s are equal up to ties if, by the
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving import ServingModel
+from models.serving_native import NativeServing, load_native_serving
 
 STEPS = 1000
 SCAN_EVERY = 100
@@ -38,13 +41,13 @@ WARM_UP_CALLS = 3
 
 
 @torch.no_grad()
-def create_model(n_items: int) -> ServingModel:
+def create_model(n_items: int, native: NativeServing | None) -> ServingModel:
     """Make a model of the published size with spread-out scores."""
     recommender = Recommender(ModelConfig(n_items=n_items), torch.Generator().manual_seed(0)).eval()
     for name, parameter in recommender.named_parameters():
         if "norm" not in name and not name.endswith("_log"):
             parameter.mul_(10)
-    return ServingModel(recommender)
+    return ServingModel(recommender, native=native)
 
 
 def agreement(model: ServingModel) -> dict[str, object]:
@@ -125,14 +128,20 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=3700, help="items of the catalogue")
     parser.add_argument("--rounds", type=int, default=200, help="measured rounds over all cases")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--form", choices=("auto", "torch"), default="auto", help="as worker.form")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model = create_model(arguments.items)
+    native = None
+    if arguments.form == "auto":
+        with tempfile.TemporaryDirectory(prefix="lrurec-bench-") as folder:
+            native = load_native_serving(Path(folder))
+    model = create_model(arguments.items, native)
     figures = {
         **agreement(model),
         **costs(model, arguments.rounds),
+        "form": "torch" if native is None else "native",
         "items": arguments.items,
         "rounds": arguments.rounds,
         "threads": torch.get_num_threads(),
