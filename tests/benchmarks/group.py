@@ -167,5 +167,10 @@ def group_of(settings: Settings, names: Sequence[str], *, static: bool = False) 
             group.start(name)
         group.wait_until_all_flow()
         yield group
+    except Exception:
+        for name, worker in group.workers.items():
+            if (code := worker.process.poll()) is not None:
+                print(f"{name} ended by itself with {code}:\n{worker.log()[-3000:]}")
+        raise
     finally:
         group.kill_all()
