@@ -36,13 +36,14 @@ class Command:
     """
 
     name: tyro.conf.Positional[Name]
-    """scan: every form of the scan beside the speed of memory. step: one step against a scan.
-    topk: the best items of a catalogue, three ways. train: a packed training step against the
-    plain form. store: state rows to and from the disk. intake: records from Kafka to an agent that does nothing. durable: the same with rows and
-    outputs made durable. restore: state rows from the changelog to the disk. pipeline: the whole
-    worker. scale: one worker process beside two. partitions: 64 of them on one worker beside 4.
-    pauses: how long partitions stand still when workers come, go and die. soak: one worker for
-    twenty minutes, and whether its memory stays as it is."""
+    """scan: every form of the scan beside the speed of memory. step: one step against a scan. topk:
+    the best items of a catalogue, three ways. train: a packed training step against the plain form.
+    store: state rows to and from the disk. intake: records from Kafka to an agent that does
+    nothing. durable: the same with rows and outputs made durable. restore: state rows from the
+    changelog to the disk. pipeline: the whole worker. scale: one worker process beside two.
+    partitions: 64 of them on one worker beside 4. pauses: how long partitions stand still when
+    workers come, go and die. soak: one worker for twenty minutes, and whether its memory stays as
+    it is."""
 
     options: tyro.conf.Positional[tuple[str, ...]] = ()
     """The benchmark's own options, behind two dashes: lrurec bench step -- --rounds 50."""
