@@ -8,8 +8,9 @@ ahead of the changelog and a commit never ahead of the store.
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,7 @@ from state.store import StateStore
 
 logger = logging.getLogger(__name__)
 
+MIN_PAUSE_S = 0.02  # between two looks at which partitions are due
 MAX_BATCH_BYTES = 900_000  # before compression; a broker takes 1 MiB unless told otherwise
 
 
@@ -109,6 +111,8 @@ class OwnedPartition:
             the compute thread, so that they are those of the rows that a snapshot holds.
         moved_rows: Rows that no snapshot has taken yet.
         next_offset: Source offset behind what was answered; None before the first answer.
+        position: Changelog offset of the last row written; -1 before the first.
+        is_due: A checkpoint is to follow the one under way.
         lost: Another worker may own it: nothing of it may be sent or acknowledged.
     """
 
@@ -119,9 +123,10 @@ class OwnedPartition:
     unsent: list[PartitionResult] = field(default_factory=list)
     moved_rows: int = 0
     next_offset: int | None = None
+    position: int = -1
+    is_due: bool = False
     lost: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    kick: asyncio.Event = field(default_factory=asyncio.Event)
     calm: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Future[None] | None = None
 
@@ -167,17 +172,27 @@ class Checkpointer:
         self._on_checkpoint = on_checkpoint
         self._at_stage = at_stage
 
-    async def run(self, part: OwnedPartition) -> None:
-        """Checkpoint the partition at every interval, earlier when kicked, until it is lost."""
-        while not part.lost:
-            try:
-                async with asyncio.timeout(self._options.checkpoint_interval_s):
-                    await part.kick.wait()
-            except TimeoutError:
-                pass
-            part.kick.clear()
-            if part.events:
-                await self.checkpoint(part)
+    async def run(self, partitions: Mapping[int, OwnedPartition]) -> None:
+        """Checkpoint each of the partitions once an interval, in turn: their work is spread."""
+        interval_s, turn = self._options.checkpoint_interval_s, 0
+        while True:
+            pause_s = max(interval_s / max(1, len(partitions)), MIN_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            parts = list(partitions.values())
+            for _ in range(min(len(parts), math.ceil(len(parts) * pause_s / interval_s))):
+                turn = (turn + 1) % len(parts)
+                self.begin(parts[turn])
+
+    def begin(self, part: OwnedPartition) -> None:
+        """Begin a checkpoint where something waits for one, or have one follow that under way."""
+        part.is_due = True
+        if part.events and (part.task is None or part.task.done()):
+            part.task = asyncio.ensure_future(self._checkpoint_while_due(part))
+
+    async def _checkpoint_while_due(self, part: OwnedPartition) -> None:
+        while part.is_due and not part.lost:
+            part.is_due = False
+            await self.checkpoint(part)
 
     async def checkpoint(self, part: OwnedPartition) -> None:
         """Make what was sent so far durable, then acknowledge it; a failure ends the process."""
@@ -214,6 +229,18 @@ class Checkpointer:
         if snapshot.rows:
             outputs = [record for result in results for record in result.outputs]
             position = await self.log_rows(part, snapshot.rows, outputs)
+            if position <= part.position:
+                end_process(
+                    ExitCode.CHECKPOINT,
+                    "changelog %s partition %d: rows were written up to offset %d, after offset "
+                    "%d: it was made anew meanwhile. Nothing is lost: start the worker again, and "
+                    "the local rows are published to it.",
+                    self._options.changelog,
+                    part.number,
+                    position,
+                    part.position,
+                )
+            part.position = position
             if results:
                 self._processor.sent(results, time.time())
         await asyncio.gather(*confirmations)
@@ -230,7 +257,7 @@ class Checkpointer:
         self._on_checkpoint(len(snapshot.rows), time.monotonic() - started_s)
 
     def _take(self, part: OwnedPartition) -> tuple[Snapshot, list[PartitionResult]]:
-        """Return the rows that moved and the results that leave with them. In the compute thread."""
+        """Take the rows that moved and the results that leave with them, in the compute thread."""
         results, part.unsent = part.unsent, []
         return self._processor.snapshot(part.number), results
 

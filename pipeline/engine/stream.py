@@ -190,6 +190,15 @@ class StreamService(Service):
         except BaseException as error:
             end_by(error, "a micro-batch")
 
+    @Service.task
+    async def _take_checkpoints(self) -> None:
+        try:
+            await self.checkpointer.run(self.partitions)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            end_by(error, "taking checkpoints")
+
     def _is_current(self, event: Any) -> bool:
         return bool(
             self._accepting
@@ -230,7 +239,7 @@ class StreamService(Service):
             part.moved_rows = result.moved_rows
             if part.moved_rows >= self.options.checkpoint_max_rows:
                 part.calm.clear()
-                part.kick.set()
+                self.checkpointer.begin(part)
         if not self.options.transactional:
             self.processor.sent(results, time.time())
         for part in self.partitions.values():
@@ -275,7 +284,6 @@ class StreamService(Service):
     def add(self, part: OwnedPartition) -> None:
         """Own a partition that was fenced and restored."""
         self.partitions[part.number] = part
-        part.task = self.add_future(self.checkpointer.run(part))
 
     async def keep_only(self, partitions: set[int]) -> None:
         """Give up every other partition: its rows are forgotten, its store is closed."""

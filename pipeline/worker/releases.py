@@ -147,6 +147,10 @@ class TopicFollower:
         """Begin to follow."""
         self._thread.start()
 
+    def tell_to_stop(self) -> None:
+        """Let the thread end; `stop` waits for it."""
+        self._stopping.set()
+
     def stop(self, timeout_s: float = 2.0) -> None:
         """End the thread."""
         self._stopping.set()

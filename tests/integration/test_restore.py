@@ -222,3 +222,29 @@ def test_a_longer_changelog_made_anew_takes_nothing_back(stream: Settings) -> No
         assert worker.stop() == 0
     report = verify(stream)
     assert report.holds, report.findings
+
+
+def test_a_changelog_made_anew_under_a_running_worker_ends_it_and_loses_nothing(
+    stream: Settings,
+) -> None:
+    """Rows would follow that nothing before them explains; the next start publishes all of them."""
+    topic = changelog_name(stream.worker.app_id)
+    with running_worker(stream) as worker:
+        worker.wait_until_ready()
+        for n in (1, 2):
+            click_all(stream)
+            wait_for_all(stream, n)
+        with admin_client(stream.kafka.bootstrap_servers) as admin:
+            admin.delete_topics([topic])
+        wait_until(lambda: topic not in existing_topics(stream), "the end of the topic")
+        create_topics(stream)
+        click_all(stream)
+        assert worker.wait() == ExitCode.CHECKPOINT
+        assert "Nothing is lost" in last_words(worker)
+
+    with running_worker(stream) as worker:
+        worker.wait_until_ready()
+        wait_for_all(stream, 3)
+        assert worker.stop() == 0
+    report = verify(stream)
+    assert report.holds, report.findings
