@@ -140,6 +140,7 @@ def write(options: argparse.Namespace, samples: Sequence[Sample], *, complete: b
     }
     write_json(options.json, figures)
     if options.plot is not None:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
         column = {name: [one[name] for one in samples] for name in samples[0]}
         panels = [
             Panel(
