@@ -28,7 +28,8 @@ constexpr int LANES = 4, VECTORS = 4;
 constexpr int LANES = 4, VECTORS = 2;
 #endif
 constexpr int PANEL = LANES * VECTORS;
-constexpr int ROWS = 6;  // of a product computed at once
+constexpr int ROWS = 6;    // of a product computed at once
+constexpr int AHEAD = 16;  // rows of a panel asked for early: a large catalogue is waited for
 
 using Vector = float __attribute__((vector_size(4 * LANES)));
 using Mask = int32_t __attribute__((vector_size(4 * LANES)));
@@ -66,7 +67,10 @@ void product_of_rows(const float* x, int64_t x_stride, const float* panel, const
   for (int64_t i = 0; i < depth; ++i) {
     Vector w[VECTORS];
 #pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) w[v] = load(panel + i * PANEL + v * LANES);
+    for (int v = 0; v < VECTORS; ++v) {
+      __builtin_prefetch(panel + (i + AHEAD) * PANEL + v * LANES);
+      w[v] = load(panel + i * PANEL + v * LANES);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vector a = all(x[r * x_stride + i]);
