@@ -31,6 +31,9 @@ from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
 
+GATHER_TURNS = 4
+
+
 class StreamService(Service):
     """Everything between the agent and the commit.
 
@@ -135,10 +138,15 @@ class StreamService(Service):
 
     async def _gather(self) -> list[Any]:
         events = [await self._inbox.get()]
-        size = len(events[0].message.chunk)
-        while size < self.options.batch_events and not self._inbox.empty():
-            events.append(self._inbox.get_nowait())
-            size += len(events[-1].message.chunk)
+        size, idle_turns = len(events[0].message.chunk), 0
+        # The chunks of one fetch come one by one, a turn or two of the loop apart.
+        while size < self.options.batch_events and idle_turns < GATHER_TURNS:
+            if self._inbox.empty():
+                idle_turns += 1
+                await asyncio.sleep(0)
+            else:
+                events.append(self._inbox.get_nowait())
+                size, idle_turns = size + len(events[-1].message.chunk), 0
         self._in_flight += 1
         self._idle.clear()
         self._waiting_records -= size
