@@ -85,7 +85,7 @@ class KafkaSettings:
     fetch_min_bytes: int = 16384
     """A fetch waits until this much has come in ..."""
 
-    fetch_max_wait_ms: int = 16
+    fetch_max_wait_ms: int = 12
     """... or until this much time has passed: what makes a micro-batch."""
 
     max_fetch_bytes: int = 262144

@@ -43,7 +43,7 @@ class EngineOptions:
     batch_events: int = 1000
     max_chunk_records: int = 250
     fetch_min_bytes: int = 16_384
-    fetch_max_wait_ms: int = 16
+    fetch_max_wait_ms: int = 12
     checkpoint_interval_s: float = 0.2
     checkpoint_max_rows: int = 5000
     transactional: bool = False
