@@ -339,3 +339,15 @@ def test_options_refuse_what_cannot_work(name: str) -> None:
     """The message names the field, the rule and the value."""
     with pytest.raises(ValueError, match=rf"RocksOptions\.{name} must be at least \d+, got 1"):
         RocksOptions(**{name: 1})
+
+
+def test_many_partitions_with_few_rows_stay_in_memory(folder: Path) -> None:
+    """The memory for rows is shared by what is in it, not by how many partitions there are."""
+    store = RocksStore(folder, RocksOptions(write_buffer_bytes=16 * 2**20))
+    for position in range(4):
+        for partition in range(64):
+            store.open(partition)
+            store.write(partition, [(b"user %d" % position, b"x" * 2688)], position)
+
+    assert list(folder.glob("partition-*/*.sst")) == []
+    store.close_all()
