@@ -18,16 +18,14 @@ from pipeline.environment import environment_flags, flag_name, settings_fields
 from pipeline.setting_kinds import Names, Switch, join_names
 from pipeline.setting_sections import (
     BrokerSettings,
-    FieldSettings,
-    KafkaSettings,
     LogSettings,
     MetricsSettings,
     ModelSettings,
     RecommendSettings,
-    TopicSettings,
     TrainerSettings,
     WorkerSettings,
 )
+from pipeline.setting_sections_kafka import FieldSettings, KafkaSettings, TopicSettings
 from state.rocks import RocksOptions
 
 __all__ = [
