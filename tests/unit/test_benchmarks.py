@@ -49,7 +49,8 @@ def test_ticks_enclose_the_values_and_are_few(low: float, span: float) -> None:
 
     found = ticks(low, high)
 
-    assert found[0] <= low + 1e-6 * abs(low)
-    assert found[-1] >= high - 1e-6 * abs(high)
+    rounding = 1e-6 * (abs(low) + span)
+    assert found[0] <= low + rounding
+    assert found[-1] >= high - rounding
     assert 2 <= len(found) <= 7
     assert found == sorted(set(found))
