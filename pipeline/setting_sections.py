@@ -33,7 +33,8 @@ class WorkerSettings:
     """Most events in one micro-batch."""
 
     checkpoint_interval_s: float = 0.2
-    """Longest time until what moved is made durable."""
+    """Time until what moved is made durable; longer with more than 16 partitions, of which a worker
+    makes 80 a second durable."""
 
     checkpoint_max_rows: int = 5000
     """Moved rows that bring the checkpoint forward."""

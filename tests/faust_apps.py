@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import faust
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 from kafka.structs import TopicPartition
 
 from pipeline.cluster.topics import TABLE_NAME
 from pipeline.engine.app import RAW, EngineApp, create_engine_app
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult, Snapshot
+from pipeline.engine.transport import ChunkMessage, Consumer
 from pipeline.settings import Settings
 from pipeline.worker.app import engine_options
 from state.memory import MemoryStore
-from tests.kafka import admin_client
+from tests.kafka import admin_client, send
 
 NEVER_S = 3600.0
 
@@ -160,6 +163,47 @@ def committed_offset(settings: Settings, partition: int = 0) -> int | None:
         found = admin.list_group_offsets([group])[group]
     at = found.get(TopicPartition(settings.topics.interactions, partition))
     return None if at is None or at.offset < 0 else int(at.offset)
+
+
+async def idle(stream: Any) -> None:
+    """An agent that reads on."""
+    async for _ in stream:
+        pass
+
+
+def write(settings: Settings, n: int, first: int = 0) -> None:
+    records = [(0, b"user-%d" % (i % 3), b"%d" % i) for i in range(first, first + n)]
+    send(settings.kafka.bootstrap_servers, settings.topics.interactions, records)
+
+
+def stock_message(consumer: Any, tp: TP, offset: int) -> Any:
+    """A message of stock's, which the consumer waits for."""
+    message = driver.ConsumerMessage(
+        tp.topic, tp.partition, offset, 0.0, 0, (), b"k", b"v", None, 0, 0, tp
+    )
+    consumer.track_message(message)
+    return message
+
+
+def engine_consumer(settings: Settings) -> Consumer:
+    """The engine's consumer, not connected."""
+    consumer: Consumer = engine_app(settings, OffsetProcessor()).consumer
+    consumer.app.topics._acking_topics.add(settings.topics.interactions)
+    return consumer
+
+
+def stock_consumer(settings: Settings) -> Any:
+    """Stock's consumer, not connected, of a topic whose messages are acknowledged."""
+    app = stock_app(settings, idle)
+    app.topics._acking_topics.add(settings.topics.interactions)
+    return app.consumer
+
+
+def deliver(consumer: Consumer, tp: TP, start: int, end: int) -> ChunkMessage:
+    """A chunk as the engine's `getmany` notes it."""
+    message = consumer._to_message(tp, Chunk((), start, end))
+    consumer._inflight[tp].append(message)
+    return message
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ FAUST = ("faust-streaming 0.15.3",)
 FAUST_LONG = ("faust-streaming 0.13.2", *FAUST)  # which runs no whole app beside a tested aiokafka
 AIOKAFKA = ("aiokafka 0.13.0", "aiokafka 0.14.0")
 _FAUST_TESTS = "tests/integration/test_faust_faults.py::test_"
+_ENDING_TESTS = "tests/integration/test_faust_faults_endings.py::test_"
 _CLIENT_TESTS = "tests/integration/test_faust_faults_clients.py::test_"
 
 
@@ -145,10 +146,10 @@ FAULTS = {
         upstream=("faust-streaming/faust#315", "faust-streaming/faust#527"),
         answer="stream.StreamService: nothing escapes; an unexpected error ends the process.",
         shown_by=(
-            _FAUST_TESTS
+            _ENDING_TESTS
             + "stock_acknowledges_a_batch_whose_agent_failed_and_reads_nothing_behind_it",
         ),
-        absent_by=(_FAUST_TESTS + "an_engine_that_fails_ends_at_once_and_commits_nothing",),
+        absent_by=(_ENDING_TESTS + "an_engine_that_fails_ends_at_once_and_commits_nothing",),
     ),
     "silent-reset": Fault(
         what="aiokafka's fetcher (consumer/fetcher.py:891) answers a position outside of the log "
@@ -218,8 +219,10 @@ FAULTS = {
         known_in=FAUST,
         upstream=("robinhood/faust#75",),
         answer="app.EngineApp._crash ends the process.",
-        shown_by=(_FAUST_TESTS + "stock_acknowledges_what_is_in_work_when_any_part_of_it_crashes",),
-        absent_by=(_FAUST_TESTS + "an_engine_that_fails_ends_at_once_and_commits_nothing",),
+        shown_by=(
+            _ENDING_TESTS + "stock_acknowledges_what_is_in_work_when_any_part_of_it_crashes",
+        ),
+        absent_by=(_ENDING_TESTS + "an_engine_that_fails_ends_at_once_and_commits_nothing",),
     ),
     "second-of-sleep": Fault(
         what="The consumer sleeps a second when no partition is active "
@@ -227,12 +230,12 @@ FAULTS = {
         known_in=FAUST,
         answer="transport.Consumer._wait_next_records, restore.TableManager.on_start.",
         shown_by=(
-            _FAUST_TESTS + "stock_sleeps_a_second_while_nothing_is_active",
-            _FAUST_TESTS + "stock_sleeps_a_second_at_a_start",
+            _ENDING_TESTS + "stock_sleeps_a_second_while_nothing_is_active",
+            _ENDING_TESTS + "stock_sleeps_a_second_at_a_start",
         ),
         absent_by=(
-            _FAUST_TESTS + "a_partition_that_flows_again_wakes_the_consumer",
-            _FAUST_TESTS + "tables_start_at_once",
+            _ENDING_TESTS + "a_partition_that_flows_again_wakes_the_consumer",
+            _ENDING_TESTS + "tables_start_at_once",
         ),
     ),
 }

@@ -30,7 +30,6 @@ from pipeline.engine.pulse import Pulse
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
-
 GATHER_TURNS = 4
 
 
@@ -250,7 +249,7 @@ class StreamService(Service):
                 self.checkpointer.begin(part)
         if not self.options.transactional:
             self.processor.sent(results, time.time())
-        for part in self.partitions.values():
+        for part in list(self.partitions.values()):  # others may be added meanwhile
             while part.moved_rows >= 2 * self.options.checkpoint_max_rows and not part.lost:
                 await part.calm.wait()
 
@@ -272,9 +271,10 @@ class StreamService(Service):
     def lags(self) -> dict[int, int]:
         """Return, per owned partition, how many source offsets lie behind what was answered."""
         consumer, lags = self.app.consumer, {}
+        assignment = consumer.assignment()
         for number, part in self.partitions.items():
             tp = TP(self.options.source, number)
-            end = consumer.highwater(tp) if tp in consumer.assignment() else None
+            end = consumer.highwater(tp) if tp in assignment else None
             position = part.next_offset
             if position is None:
                 position = consumer.restarted_at.get(tp)

@@ -7,8 +7,10 @@ before the first record is asked for; the newest release is loaded; then the wor
 import asyncio
 import gc
 import logging
+import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +200,7 @@ def create_worker(
         state.errors.StateError: The data folder is in use or damaged.
     """
     check_versions(allow_untested=settings.worker.allow_untested_versions)
+    _allow_open_files()
     partitions = require_topics(settings)
     if settings.worker.threads is not None:
         torch.set_num_threads(settings.worker.threads)
@@ -247,6 +250,13 @@ def create_worker(
         while closers:
             closers.pop()()
         raise
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files to the hard one: a partition's database has many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_catalogue(settings: Settings, catalogue: Catalogue) -> dict[int, int]:
