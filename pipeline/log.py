@@ -45,6 +45,11 @@ class RepeatFilter(logging.Filter):
         return lines < REPEATS
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a line says anything: kafka-python calls it an error to be closed in a request."""
+    return record.name != "kafka.cluster" or not record.getMessage().endswith("failed Cancelled")
+
+
 class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO pipeline.log: message`, with a traceback below if any.
 
@@ -114,6 +119,7 @@ def configure_logging(
     handler = logging.StreamHandler(stream or sys.stderr)
     is_json = settings.format == "json"
     handler.setFormatter(JsonFormatter(process) if is_json else TextFormatter(process))
+    handler.addFilter(is_news)
     handler.addFilter(RepeatFilter())
     logging.basicConfig(level=settings.level, handlers=[handler], force=True)
     logging.captureWarnings(True)

@@ -50,6 +50,17 @@ def test_a_flood_from_a_foreign_place_is_held_back_and_counted() -> None:
     assert third == [0]
 
 
+def test_a_client_that_is_closed_in_a_request_is_no_error() -> None:
+    """Every stop of a worker would end with such lines."""
+    log = io.StringIO()
+    configure_logging(LogSettings(), stream=log)
+    for what in ("Cancelled", "NodeNotReadyError"):
+        logging.getLogger("kafka.cluster").error("Metadata refresh: failed %s", what)
+
+    assert "NodeNotReadyError" in log.getvalue()
+    assert "Cancelled" not in log.getvalue()
+
+
 def test_our_own_lines_are_never_held_back() -> None:
     """What we log we log on purpose."""
     assert flood([0.0], "pipeline.worker.app", 50, RepeatFilter(lambda: 0.0)) == [0] * 50
