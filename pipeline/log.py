@@ -46,7 +46,7 @@ class RepeatFilter(logging.Filter):
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Tell whether a line says anything: kafka-python calls it an error to be closed in a request."""
+    """Tell whether a line says anything: kafka-python logs an error for a close in a request."""
     return record.name != "kafka.cluster" or not record.getMessage().endswith("failed Cancelled")
 
 
