@@ -253,7 +253,9 @@ class NativeStep:
 
 
 def _is(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    return tensor.dtype == dtype and tensor.is_cpu and tensor.shape == shape
+    """Tell whether its memory, once contiguous, holds what it says: no conjugation still to do."""
+    is_plain = tensor.is_cpu and not (tensor.is_conj() or tensor.is_neg())
+    return tensor.dtype == dtype and is_plain and tensor.shape == shape
 
 
 def load_native_serving(folder: Path) -> NativeServing:

@@ -28,7 +28,8 @@ class Rows:
     @classmethod
     def packed(cls, lengths: SegmentLengths) -> "Rows":
         """Describe segments laid end to end (int64 (s,), each at least 1)."""
-        lengths = lengths.cpu()
+        # As kernels read it, from its address: neither a view nor numbers of another size.
+        lengths = lengths.to("cpu", torch.int64).contiguous()
         longest = int(lengths.max()) if lengths.numel() else 0
         return cls(first=lengths.cumsum(0) - lengths, lengths=lengths, step=torch.arange(longest))
 

@@ -45,6 +45,16 @@ def test_a_state_begins_as_zeros_to_write_into(model: ServingModel) -> None:
     assert state[1].abs().max() > 0
 
 
+def test_a_conjugation_that_is_still_to_do_is_not_passed_over(model: ServingModel) -> None:
+    """Torch puts it off, and the memory holds the number before it."""
+    state = torch.randn(1, 2, 6, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    item, one = torch.tensor([2]), torch.tensor([1])
+
+    moved, _ = model.advance(state.conj(), item, one)
+
+    torch.testing.assert_close(moved, model.advance(state.conj().resolve_conj(), item, one)[0])
+
+
 @pytest.mark.parametrize(
     ("excluded", "message"),
     [
