@@ -42,7 +42,8 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
             it is run: it must be one that only this user writes.
 
     Raises:
-        NativeUnavailable: There is no compiler, it fails, or the folder cannot be written.
+        NativeUnavailable: There is no compiler, it fails, or the folder cannot be written, or
+            others may write it.
     """
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
@@ -50,12 +51,25 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
         raise NativeUnavailable(msg)
     try:
         library = folder.expanduser() / f"{name}-{_fingerprint(compiler, source)}.so"
+        library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _require_private(library.parent)
         if not library.exists():
             _build(compiler, source, library)
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # Runtime: no home
         msg = f"the library for it cannot be made in {folder}: {error}"
         raise NativeUnavailable(msg) from error
     return library
+
+
+def _require_private(folder: Path) -> None:
+    found = folder.stat()
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        msg = (
+            f"{folder}: what is in it is run, so only this user may write there: expected it to "
+            f"belong to user {os.geteuid()} with mode 700, got user {found.st_uid} and mode "
+            f"{found.st_mode & 0o777:o}"
+        )
+        raise NativeUnavailable(msg)
 
 
 def _fingerprint(compiler: str, source: Path) -> str:
@@ -77,7 +91,6 @@ def _processor() -> str:
 
 
 def _build(compiler: str, source: Path, library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     number, name = tempfile.mkstemp(dir=library.parent, prefix=".building-", suffix=".so")
     os.close(number)
     building = Path(name)

@@ -10,7 +10,7 @@ import torch
 
 from models import native_build
 from models.native_build import NativeUnavailable, build_library
-from models.scan import native, scan_time_major
+from models.scan import native, scan, scan_time_major, use_backend
 from models.scan.layout import PackedLayout
 from models.scan.native import NativeScan, load_native
 from models.scan.recurrence import backend_for
@@ -119,6 +119,41 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(NativeUnavailable, match="cannot be made in"):
         load_native(tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_folder_that_others_may_write_is_not_used(mode: int, tmp_path: Path) -> None:
+    """Whoever put a library there would run code as this user."""
+    library = build_library(native.SOURCE, "scan", tmp_path / "cache")
+    library.parent.chmod(mode)
+
+    with pytest.raises(NativeUnavailable, match=f"mode 700, got user .* and mode {mode:o}"):
+        build_library(native.SOURCE, "scan", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        torch.tensor([3, 1, 2], dtype=torch.int32),
+        torch.tensor([3, 9, 1, 9, 2, 9])[::2],
+        torch.tensor([2]).expand(3),
+    ],
+    ids=["int32", "strided", "expanded"],
+)
+def test_lengths_may_lie_in_memory_as_they_like(lengths: torch.Tensor, tmp_path: Path) -> None:
+    """The compiled form is given an address; what lies behind it must be int64, end to end."""
+    generator = torch.Generator().manual_seed(0)
+    u, h0, lam = (
+        torch.randn(*size, dtype=torch.complex64, generator=generator) / 2
+        for size in ((6, 4), (3, 4), (4,))
+    )
+    expected, last = scan(u, lam, h0, lengths)
+
+    with use_backend(load_native(tmp_path)):
+        h, ends = scan(u, lam, h0, lengths)
+
+    torch.testing.assert_close(h, expected)
+    torch.testing.assert_close(ends, last)
 
 
 @pytest.mark.parametrize(("scan", "name"), [("auto", "native"), ("loop", "loop")])
