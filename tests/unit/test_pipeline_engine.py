@@ -1,0 +1,99 @@
+"""What the engine's parts do where a broker refuses or an assignment comes at a bad moment."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
+
+from pipeline.engine.options import EngineOptions
+from pipeline.engine.partitions import MAX_BATCH_BYTES, Checkpointer, OwnedPartition
+from pipeline.engine.stream import StreamService
+from state.memory import MemoryStore
+
+OPTIONS = EngineOptions(
+    kafka={}, app_id="a", source="in", output="out", dead_letters="dead", changelog="rows"
+)
+
+
+class Refused:
+    """Of a transactional producer what a broker that refuses some batches makes of it.
+
+    As aiokafka's own: a batch that is refused fails its future, and the commit goes through.
+    """
+
+    def __init__(self, topic: str, nth: int) -> None:
+        self._topic, self._nth = topic, nth
+        self._sent = 0
+        self.has_committed = False
+
+    def create_batch(self) -> BatchBuilder:
+        return BatchBuilder(MAX_BATCH_BYTES, DefaultRecordBatch.CODEC_NONE)
+
+    async def begin_transaction(self) -> None:
+        return
+
+    async def send_batch(
+        self, batch: BatchBuilder, topic: str, partition: int
+    ) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        self._sent += topic == self._topic
+        if topic == self._topic and self._sent == self._nth:
+            future.set_exception(MessageSizeTooLargeError())
+        else:
+            future.set_result(SimpleNamespace(offset=0))
+        return future
+
+    async def commit_transaction(self) -> None:
+        self.has_committed = True
+
+
+@pytest.mark.parametrize(("topic", "nth"), [("rows", 1), ("rows", 2), ("out", 1)])
+def test_no_transaction_is_committed_without_a_batch_of_it(topic: str, nth: int) -> None:
+    """Rows without the answers beside them, or some of the rows, would be a loss for ever."""
+    producer = Refused(topic, nth)
+    part = OwnedPartition(0, producer)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as threads:
+        checkpointer = Checkpointer(
+            OPTIONS,
+            None,  # type: ignore[arg-type]  # asked for nothing
+            MemoryStore(),
+            compute=threads,
+            disk=threads,
+            on_checkpoint=lambda rows, seconds: None,
+            at_stage=None,
+        )
+        large = [(b"%d" % i, bytes(600_000)) for i in range(3)]  # a batch each
+
+        with pytest.raises(MessageSizeTooLargeError):
+            asyncio.run(checkpointer.log_rows(part, large, [(b"u", b"answer")]))
+
+    assert not producer.has_committed
+
+
+def test_a_partition_may_come_while_the_stream_waits_for_a_checkpoint() -> None:
+    """It is restored while those that were kept flow, and may have more rows than are allowed."""
+
+    async def emit() -> None:
+        stream = StreamService(SimpleNamespace(), OPTIONS, None, MemoryStore())  # type: ignore[arg-type]
+        stream.processor = SimpleNamespace(sent=lambda results, now_s: None)  # type: ignore[assignment]
+        stream._producer = SimpleNamespace()  # type: ignore[assignment]  # nothing is sent
+        full = OwnedPartition(0, None, moved_rows=2 * OPTIONS.checkpoint_max_rows)  # type: ignore[arg-type]
+        stream.add(full)
+        emitting = asyncio.create_task(stream._emit([], []))
+        await asyncio.sleep(0)
+        assert not emitting.done()
+
+        stream.add(OwnedPartition(1, None))  # type: ignore[arg-type]
+        full.moved_rows = 0
+        full.calm.set()
+
+        await emitting
+        stream.compute.shutdown()
+        stream.disk.shutdown()
+
+    asyncio.run(emit())
