@@ -32,7 +32,8 @@ FINAL = frozenset({2, ExitCode.TOPICS, ExitCode.NAME_TAKEN})
 def meaning(code: int) -> str:
     """Say in a few words what an exit code means; minus the signal's number where one ended it."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        known = -code in set(signal.Signals)  # a real-time signal has no name
+        return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
     return f"exit code {code}: {MEANINGS.get(code, 'unknown')}"
 
 

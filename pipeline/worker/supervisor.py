@@ -141,8 +141,9 @@ class Child:
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, where it runs."""
-        if self._running is not None:
-            self._running[0].send_signal(number)
+        running = self._running  # the thread that waits for its end may clear it now
+        if running is not None:
+            running[0].send_signal(number)
 
     def ask(self, question: bytes) -> bytes | None:
         """Ask it; None where it does not answer."""

@@ -83,6 +83,7 @@ def test_every_exit_code_has_a_meaning(code: int) -> None:
 def test_a_signal_is_named() -> None:
     """As an operator knows it."""
     assert meaning(-9) == "killed by SIGKILL"
+    assert meaning(-36) == "killed by signal 36"  # a real-time one, which has no name
 
 
 @pytest.mark.parametrize("code", [2, ExitCode.TOPICS, ExitCode.NAME_TAKEN])
