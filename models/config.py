@@ -31,10 +31,7 @@ class ModelConfig:
         _at_least(self, 1, "n_items", "hidden_size", "state_size", "n_blocks")
         _at_least(self, 2, "max_length")
         for field in ("dropout", "lru_dropout"):
-            value = getattr(self, field)
-            if not 0 <= value < 1:
-                msg = f"{field} must be in [0, 1), got {value}"
-                raise ValueError(msg)
+            _below_one(field, getattr(self, field))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +52,9 @@ class TrainingConfig:
     """AdamW's epsilon."""
     clip_norm: float = 5.0
     """Largest norm of the gradient of all parameters together."""
+    ema_decay: float | None = None
+    """Decay a step of the running average of the weights, which is what is validated and released;
+    in [0, 1), 0.999 looks back over about a thousand steps; None: the weights themselves are."""
     max_epochs: int = 100
     """Passes over the training windows at most."""
     patience: int = 10
@@ -71,6 +71,8 @@ class TrainingConfig:
         _at_least(self, 0, "weight_decay", "seed")
         for field in ("learning_rate", "adam_epsilon", "clip_norm"):
             _positive(field, getattr(self, field))
+        if self.ema_decay is not None:
+            _below_one("ema_decay", self.ema_decay)
         if self.validate_every_steps is not None:
             _at_least(self, 1, "validate_every_steps")
         if self.time_budget_s is not None:
@@ -83,6 +85,12 @@ def _at_least(config: ModelConfig | TrainingConfig, least: int, *fields: str) ->
         if not value >= least or not math.isfinite(value):
             msg = f"{field} must be at least {least}, got {value}"
             raise ValueError(msg)
+
+
+def _below_one(field: str, value: float) -> None:
+    if not 0 <= value < 1:
+        msg = f"{field} must be in [0, 1), got {value}"
+        raise ValueError(msg)
 
 
 def _positive(field: str, value: float) -> None:

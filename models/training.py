@@ -1,10 +1,12 @@
 """Training of a Recommender: next item by cross-entropy over all items, best weights by validation.
 
 AdamW on every parameter, gradients clipped by their common norm, early stopping by validation
-Recall@10, as in the LRURec authors' code (Yue et al., WSDM 2024, arXiv 2310.02367). Prints nothing;
-progress leaves through a callback.
+Recall@10, as in the LRURec authors' code (Yue et al., WSDM 2024, arXiv 2310.02367). On request,
+what is validated and kept is the running average of the weights (`models.averaging`). Prints
+nothing; progress leaves through a callback.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.allocator import freed_memory_kept
+from models.averaging import add_to_average
 from models.config import ModelConfig, TrainingConfig
 from models.errors import ModelError
 from models.evaluation import Holdout, evaluate
@@ -83,7 +86,8 @@ class TrainResult:
     """The best weights of a training and how it went."""
 
     recommender: Recommender
-    """The weights of the validation with the best Recall@10, dropout off."""
+    """The weights of the validation with the best Recall@10, averaged ones where the training
+    averages, dropout off."""
     metrics: dict[str, float]
     """Metrics of that validation."""
     best_epoch: int
@@ -194,6 +198,8 @@ class _Run:
         weights = torch.Generator().manual_seed(training.seed)
         self.recommender = Recommender(config, weights).to(device)
         self.optimizer = create_optimizer(self.recommender, training)
+        self.average = None if training.ema_decay is None else copy.deepcopy(self.recommender)
+        """The running average of the weights; None: not asked for."""
         self.steps_per_epoch = windows.batch_count(training.batch_size)
         self.epoch = 0
         self.step = 0
@@ -266,6 +272,13 @@ class _Run:
             msg = f"the loss is {value} in epoch {self.epoch + 1}, step {self.step}"
             raise TrainingDiverged(msg)
         self.losses.append(value)
+        if self.average is not None and self.training.ema_decay is not None:
+            add_to_average(
+                self.average,
+                self.recommender,
+                decay=self.training.ema_decay,
+                steps=self.steps_done(),
+            )
         return value
 
     def validation_due(self) -> bool:
@@ -275,7 +288,8 @@ class _Run:
     def validate(self, checkpoint_path: Path | None) -> None:
         """Measure, remember the weights if they are the best so far, and write the checkpoint."""
         started = time.monotonic()
-        metrics = evaluate(self.recommender, self.validation, mask_window=self.mask_window)
+        measured = self.recommender if self.average is None else self.average
+        metrics = evaluate(measured, self.validation, mask_window=self.mask_window)
         self.validation_s = time.monotonic() - started
         made = Validation(
             epoch=self.epoch + 1,
@@ -288,7 +302,7 @@ class _Run:
         self.history.append(made)
         if self.best is None or metrics[SELECTION_METRIC] > self.best.metrics[SELECTION_METRIC]:
             self.best, self.misses = made, 0
-            state = self.recommender.state_dict()
+            state = measured.state_dict()
             self.best_weights = {name: tensor.clone() for name, tensor in state.items()}
         else:
             self.misses += 1
@@ -331,6 +345,7 @@ class _Run:
             self.identity,
             {
                 "recommender": self.recommender.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
                 "best_weights": self.best_weights,
                 "optimizer": self.optimizer.state_dict(),
                 "random_state": torch.get_rng_state(),
@@ -346,6 +361,8 @@ class _Run:
     def restore(self, path: Path) -> None:
         content = read_training_checkpoint(path, self.identity, self.device)
         self.recommender.load_state_dict(content["recommender"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
         self.best_weights = content["best_weights"]
         self.optimizer.load_state_dict(content["optimizer"])
         torch.set_rng_state(content["random_state"].cpu())

@@ -18,6 +18,10 @@ from models.packing import TrainingWindows, concatenate
 
 FORMAT_VERSION = 1
 
+SWITCHES = ("ema_decay",)
+"""Settings that came later and change nothing while they are None. They then stay out of the
+identity, so that a checkpoint written before them is still one of the same training."""
+
 
 class ResumeMismatch(ModelError):
     """A training checkpoint cannot be read, or was made with other settings or data.
@@ -45,7 +49,10 @@ def training_identity(
 
     How long to train is not part of it: epochs, patience and time may be changed on the way.
     """
-    lasting = replace(training, max_epochs=1, patience=1, time_budget_s=None)
+    lasting = asdict(replace(training, max_epochs=1, patience=1, time_budget_s=None))
+    for switch in SWITCHES:
+        if lasting[switch] is None:
+            del lasting[switch]
     digest = xxhash.xxh3_128()
     for array in (
         windows.events,
@@ -58,7 +65,7 @@ def training_identity(
     return {
         "format_version": FORMAT_VERSION,
         "model": asdict(config),
-        "training": asdict(lasting),
+        "training": lasting,
         "mask_window": mask_window,
         "data": digest.hexdigest(),
     }

@@ -39,6 +39,8 @@ def test_a_model_config_names_the_broken_rule(field: str, value: float, rule: st
         ("adam_epsilon", float("nan"), "adam_epsilon must be positive and finite, got nan"),
         ("clip_norm", float("inf"), "clip_norm must be positive and finite, got inf"),
         ("time_budget_s", 0.0, "time_budget_s must be positive and finite, got 0.0"),
+        ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
+        ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
         ("validate_every_steps", 0, "validate_every_steps must be at least 1, got 0"),
     ],
 )

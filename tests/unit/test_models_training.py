@@ -3,6 +3,7 @@
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,13 +97,17 @@ def test_the_seed_alone_decides() -> None:
     assert outcome(first) != outcome(other)
 
 
-@pytest.mark.parametrize("validate_every_steps", [None, 3], ids=["each epoch", "within epochs"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"validate_every_steps": 3}, {"validate_every_steps": 3, "ema_decay": 0.9}],
+    ids=["each epoch", "within epochs", "averaged"],
+)
 @pytest.mark.parametrize("interrupted_at", [[1], [5], [6, 5, 4]])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
-    tmp_path: Path, validate_every_steps: int | None, interrupted_at: list[int]
+    tmp_path: Path, changes: dict[str, Any], interrupted_at: list[int]
 ) -> None:
     """Killed at any steps and called again, it gives the same weights and history bit for bit."""
-    training = replace(TRAINING, validate_every_steps=validate_every_steps)
+    training = replace(TRAINING, **changes)
     expected = train(CONFIG, training, SEQUENCES, VALIDATION)
     path = tmp_path / "checkpoint.pt"
 
@@ -141,16 +146,82 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
     assert len(longer.history) == 4
 
 
+def test_averaged_weights_are_what_is_validated_and_kept() -> None:
+    """The steps are those of a training without the average; every validation is of the average."""
+    training = replace(TRAINING, validate_every_steps=1, max_epochs=1, patience=100)
+    losses: dict[bool, list[float]] = {}
+    results: dict[bool, TrainResult] = {}
+
+    for averaged in (False, True):
+        steps: list[TrainingProgress] = []
+        results[averaged] = train(
+            CONFIG,
+            replace(training, ema_decay=0.9 if averaged else None),
+            SEQUENCES,
+            VALIDATION,
+            progress=steps.append,
+        )
+        losses[averaged] = [progress.loss for progress in steps]
+
+    plain, averaged_result = results[False], results[True]
+    assert losses[True] == losses[False]
+    assert averaged_result.history[0].metrics == plain.history[0].metrics
+    assert weights(averaged_result.recommender) != weights(plain.recommender)
+    assert evaluate(averaged_result.recommender, VALIDATION) == averaged_result.metrics
+
+
+def test_a_decay_of_nothing_keeps_the_weights_themselves() -> None:
+    """An average that forgets at once is the weights bit for bit."""
+    plain = train(CONFIG, TRAINING, SEQUENCES, VALIDATION)
+    averaged = train(CONFIG, replace(TRAINING, ema_decay=0.0), SEQUENCES, VALIDATION)
+
+    assert outcome(averaged) == outcome(plain)
+
+
+def test_a_checkpoint_from_before_the_switches_is_gone_on_from(tmp_path: Path) -> None:
+    """Without the settings and the content that came later, it resumes as it did, bit for bit."""
+    path = tmp_path / "checkpoint.pt"
+    expected = train(CONFIG, TRAINING, SEQUENCES, VALIDATION)
+    train(CONFIG, replace(TRAINING, max_epochs=1), SEQUENCES, VALIDATION, checkpoint_path=path)
+    content = torch.load(path, weights_only=True)
+    assert set(content["identity"]["training"]) == {
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "adam_epsilon",
+        "clip_norm",
+        "max_epochs",
+        "patience",
+        "validate_every_steps",
+        "time_budget_s",
+        "seed",
+    }
+    del content["average"]
+    torch.save(content, path)
+
+    assert outcome(train(CONFIG, TRAINING, SEQUENCES, VALIDATION, checkpoint_path=path)) == outcome(
+        expected
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"training": replace(TRAINING, learning_rate=0.5)}, "training: expected .*0.5"),
+        ({"training": replace(TRAINING, ema_decay=0.9)}, "training: expected .*'ema_decay': 0.9"),
         ({"config": replace(CONFIG, dropout=0.1)}, "model: expected .*0.1"),
         ({"sequences": walks(60, seed=1)}, "data"),
         ({"validation": Holdout(VALIDATION.histories, VALIDATION.targets[::-1])}, "data"),
         ({"mask_window": False}, "mask_window: expected False, got True"),
     ],
-    ids=["other training", "other model", "other sequences", "other targets", "other protocol"],
+    ids=[
+        "other training",
+        "an average",
+        "other model",
+        "other sequences",
+        "other targets",
+        "other protocol",
+    ],
 )
 def test_a_checkpoint_of_another_training_is_refused(
     tmp_path: Path, changes: dict[str, object], message: str
