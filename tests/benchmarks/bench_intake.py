@@ -96,7 +96,7 @@ class IdleProcessor:
     def forget(self, partition: int) -> None:
         """Nothing was held."""
 
-    def sent(self, now_s: float) -> None:
+    def sent(self, results: Sequence[PartitionResult], now_s: float) -> None:
         """Nothing is measured."""
 
 
