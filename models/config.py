@@ -55,6 +55,9 @@ class TrainingConfig:
     ema_decay: float | None = None
     """Decay a step of the running average of the weights, which is what is validated and released;
     in [0, 1), 0.999 looks back over about a thousand steps; None: the weights themselves are."""
+    sampled_negatives: int | None = None
+    """Items drawn in each step that labels are scored against, instead of all; at least 1; needed
+    above some 100,000 items. None, or not fewer than there are items: all."""
     max_epochs: int = 100
     """Passes over the training windows at most."""
     patience: int = 10
@@ -64,7 +67,7 @@ class TrainingConfig:
     time_budget_s: float | None = None
     """Seconds after which training stops with the best weights so far; None: no limit."""
     seed: int = 0
-    """Seed of initial weights, order of windows and dropout."""
+    """Seed of initial weights, order of windows, dropout and drawn items."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "max_epochs", "patience")
@@ -73,6 +76,8 @@ class TrainingConfig:
             _positive(field, getattr(self, field))
         if self.ema_decay is not None:
             _below_one("ema_decay", self.ema_decay)
+        if self.sampled_negatives is not None:
+            _at_least(self, 1, "sampled_negatives")
         if self.validate_every_steps is not None:
             _at_least(self, 1, "validate_every_steps")
         if self.time_budget_s is not None:

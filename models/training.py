@@ -1,9 +1,10 @@
-"""Training of a Recommender: next item by cross-entropy over all items, best weights by validation.
+"""Training of a Recommender: next item by cross-entropy, best weights by validation.
 
 AdamW on every parameter, gradients clipped by their common norm, early stopping by validation
 Recall@10, as in the LRURec authors' code (Yue et al., WSDM 2024, arXiv 2310.02367). On request,
-what is validated and kept is the running average of the weights (`models.averaging`). Prints
-nothing; progress leaves through a callback.
+what is validated and kept is the running average of the weights (`models.averaging`), and labels
+are scored against a sample of the items instead of all (`models.sampled_loss`). Prints nothing;
+progress leaves through a callback.
 """
 
 import copy
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from models.evaluation import Holdout, evaluate
 from models.loss import cross_entropy
 from models.packing import PackedBatch, TrainingWindows
 from models.recommender import Recommender
+from models.sampled_loss import Negatives, NegativeSampler, sampled_cross_entropy
 from models.scan import PackedLayout
 from models.training_checkpoint import (
     read_training_checkpoint,
@@ -163,8 +166,16 @@ def create_optimizer(recommender: Recommender, training: TrainingConfig) -> torc
     )
 
 
-def batch_loss(recommender: Recommender, batch: PackedBatch) -> Tensor:
-    """Return the mean loss over all positions of a batch, each of which has a label."""
+def batch_loss(
+    recommender: Recommender, batch: PackedBatch, negatives: Negatives | None = None
+) -> Tensor:
+    """Return the mean loss over all positions of a batch, each of which has a label.
+
+    Args:
+        recommender: the model.
+        batch: the positions.
+        negatives: what labels are scored against, on any device; None: every item.
+    """
     device = recommender.item_embedding.device
     layout = PackedLayout.from_lengths(torch.from_numpy(batch.lengths), device)
     # The loss is a mean: the order of its rows is free, and time-major needs no way back.
@@ -173,7 +184,21 @@ def batch_loss(recommender: Recommender, batch: PackedBatch) -> Tensor:
         for array in (batch.items, batch.labels)
     )
     outputs = recommender.forward_time_major(items, layout)
-    return cross_entropy(outputs, recommender.item_embedding, recommender.item_bias, labels)
+    weight, bias = recommender.item_embedding, recommender.item_bias
+    if negatives is None:
+        return cross_entropy(outputs, weight, bias, labels)
+    negatives = Negatives(*(part.to(device) for part in negatives))
+    return sampled_cross_entropy(outputs, weight, bias, labels, negatives)
+
+
+def negative_sampler(
+    config: ModelConfig, training: TrainingConfig, windows: TrainingWindows
+) -> NegativeSampler | None:
+    """Return what draws the items to score against; None where all are."""
+    draws = training.sampled_negatives
+    if draws is None or draws >= config.n_items:
+        return None
+    return NegativeSampler(np.bincount(windows.events, minlength=config.n_items + 1), draws)
 
 
 class _Run:
@@ -200,6 +225,7 @@ class _Run:
         self.optimizer = create_optimizer(self.recommender, training)
         self.average = None if training.ema_decay is None else copy.deepcopy(self.recommender)
         """The running average of the weights; None: not asked for."""
+        self.sampler = negative_sampler(config, training, windows)
         self.steps_per_epoch = windows.batch_count(training.batch_size)
         self.epoch = 0
         self.step = 0
@@ -261,7 +287,7 @@ class _Run:
     def update(self, batch: PackedBatch) -> float:
         """Take one step and return its loss."""
         self.recommender.train()
-        loss = batch_loss(self.recommender, batch)
+        loss = batch_loss(self.recommender, batch, self.draw_negatives())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(self.recommender.parameters(), self.training.clip_norm)
@@ -280,6 +306,13 @@ class _Run:
                 steps=self.steps_done(),
             )
         return value
+
+    def draw_negatives(self) -> Negatives | None:
+        """Draw this step's sample, by the seed, the epoch and the step alone."""
+        if self.sampler is None:
+            return None
+        seed = np.random.SeedSequence(self.training.seed, spawn_key=(self.epoch, self.step))
+        return self.sampler.draw(np.random.default_rng(seed))
 
     def validation_due(self) -> bool:
         every = self.training.validate_every_steps

@@ -18,7 +18,7 @@ from models.packing import TrainingWindows, concatenate
 
 FORMAT_VERSION = 1
 
-SWITCHES = ("ema_decay",)
+SWITCHES = ("ema_decay", "sampled_negatives")
 """Settings that came later and change nothing while they are None. They then stay out of the
 identity, so that a checkpoint written before them is still one of the same training."""
 

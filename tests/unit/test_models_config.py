@@ -41,6 +41,7 @@ def test_a_model_config_names_the_broken_rule(field: str, value: float, rule: st
         ("time_budget_s", 0.0, "time_budget_s must be positive and finite, got 0.0"),
         ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
         ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
+        ("sampled_negatives", 0, "sampled_negatives must be at least 1, got 0"),
         ("validate_every_steps", 0, "validate_every_steps must be at least 1, got 0"),
     ],
 )

@@ -1,5 +1,6 @@
 """Training on a world of a few items: what it learns, when it stops, how it goes on."""
 
+import itertools
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 
 from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout, evaluate
-from models.packing import Indices
+from models.packing import Indices, TrainingWindows
 from models.recommender import Recommender
 from models.training import (
     TrainingDiverged,
     TrainingProgress,
     TrainResult,
     Validation,
+    _Run,
     train,
 )
 from models.training_checkpoint import (
@@ -29,6 +31,7 @@ from models.training_checkpoint import (
 
 N_ITEMS = 30
 CONFIG = ModelConfig(n_items=N_ITEMS, hidden_size=16, state_size=8, n_blocks=1, max_length=8)
+CPU = torch.device("cpu")
 TRAINING = TrainingConfig(batch_size=16, learning_rate=0.02, max_epochs=3, seed=7)
 
 
@@ -99,8 +102,13 @@ def test_the_seed_alone_decides() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"validate_every_steps": 3}, {"validate_every_steps": 3, "ema_decay": 0.9}],
-    ids=["each epoch", "within epochs", "averaged"],
+    [
+        {},
+        {"validate_every_steps": 3},
+        {"validate_every_steps": 3, "ema_decay": 0.9},
+        {"validate_every_steps": 3, "sampled_negatives": 10},
+    ],
+    ids=["each epoch", "within epochs", "averaged", "sampled"],
 )
 @pytest.mark.parametrize("interrupted_at", [[1], [5], [6, 5, 4]])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
@@ -178,6 +186,48 @@ def test_a_decay_of_nothing_keeps_the_weights_themselves() -> None:
     assert outcome(averaged) == outcome(plain)
 
 
+def test_it_learns_against_a_sample_of_the_items() -> None:
+    """Ten draws of thirty items a step: the next item is ranked first for nearly everyone too."""
+    training = replace(TRAINING, max_epochs=12, patience=12, sampled_negatives=10)
+
+    result = train(CONFIG, training, SEQUENCES, VALIDATION)
+
+    assert result.history[-1].metrics["recall@1"] > 0.9
+
+
+def test_every_step_draws_anew() -> None:
+    """Within an epoch and in the next one no two samples are the same; the seed decides them."""
+    windows = TrainingWindows.cut(SEQUENCES, CONFIG.max_length)
+
+    def drawn(seed: int) -> list[list[int]]:
+        training = replace(TRAINING, sampled_negatives=10, seed=seed)
+        run = _Run(CONFIG, training, windows, VALIDATION, mask_window=True, device=CPU)
+        samples = []
+        for run.epoch, run.step in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            negatives = run.draw_negatives()
+            assert negatives is not None
+            samples.append(negatives.items.tolist())
+        return samples
+
+    first = drawn(seed=7)
+
+    assert all(one != other for one, other in itertools.combinations(first, 2))
+    assert drawn(seed=7) == first
+    assert drawn(seed=8) != first
+
+
+def test_a_catalogue_no_larger_than_the_sample_is_scored_whole() -> None:
+    """As many draws as items are the full loss, bit for bit; one less is not."""
+    full = train(CONFIG, TRAINING, SEQUENCES, VALIDATION)
+    enough, less = (
+        train(CONFIG, replace(TRAINING, sampled_negatives=draws), SEQUENCES, VALIDATION)
+        for draws in (N_ITEMS, N_ITEMS - 1)
+    )
+
+    assert outcome(enough) == outcome(full)
+    assert outcome(less) != outcome(full)
+
+
 def test_a_checkpoint_from_before_the_switches_is_gone_on_from(tmp_path: Path) -> None:
     """Without the settings and the content that came later, it resumes as it did, bit for bit."""
     path = tmp_path / "checkpoint.pt"
@@ -209,6 +259,10 @@ def test_a_checkpoint_from_before_the_switches_is_gone_on_from(tmp_path: Path) -
     [
         ({"training": replace(TRAINING, learning_rate=0.5)}, "training: expected .*0.5"),
         ({"training": replace(TRAINING, ema_decay=0.9)}, "training: expected .*'ema_decay': 0.9"),
+        (
+            {"training": replace(TRAINING, sampled_negatives=9)},
+            "training: expected .*negatives': 9",
+        ),
         ({"config": replace(CONFIG, dropout=0.1)}, "model: expected .*0.1"),
         ({"sequences": walks(60, seed=1)}, "data"),
         ({"validation": Holdout(VALIDATION.histories, VALIDATION.targets[::-1])}, "data"),
@@ -217,6 +271,7 @@ def test_a_checkpoint_from_before_the_switches_is_gone_on_from(tmp_path: Path) -
     ids=[
         "other training",
         "an average",
+        "a sample",
         "other model",
         "other sequences",
         "other targets",
