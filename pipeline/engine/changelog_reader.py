@@ -296,13 +296,13 @@ class ChangelogReader:
                 continue
             try:
                 await self._in_disk(self._apply, reading, chunk)
+                self._on_rows(reading.follow, len(chunk))
             except Exception as error:
                 reading.fail(error)
                 self._steer()
                 continue
             reading.applied += len(chunk)
             reading.written_to = chunk.next_offset
-            self._on_rows(reading.follow, len(chunk))
             if reading.left == 0:
                 reading.caught_up.set()
                 if not reading.follow:

@@ -108,7 +108,8 @@ class OwnedPartition:
         confirmations: Futures of their outputs and dead letters.
         unsent: Results whose outputs leave with the rows, in one transaction; filled and taken in
             the compute thread, so that they are those of the rows that a snapshot holds.
-        moved_rows: Rows that no snapshot has taken yet.
+        unsent_outputs: How many outputs they hold.
+        moved_rows: Rows that no snapshot has taken yet, or unsent outputs if there are more.
         next_offset: Source offset behind what was answered; None before the first answer.
         position: Changelog offset of the last row written; -1 before the first.
         is_due: A checkpoint is to follow the one under way.
@@ -120,6 +121,7 @@ class OwnedPartition:
     events: list[Any] = field(default_factory=list)
     confirmations: list[Awaitable[Any]] = field(default_factory=list)
     unsent: list[PartitionResult] = field(default_factory=list)
+    unsent_outputs: int = 0
     moved_rows: int = 0
     next_offset: int | None = None
     position: int = -1
@@ -231,7 +233,7 @@ class Checkpointer:
         if snapshot.rows:
             outputs = [record for result in results for record in result.outputs]
             position = await self.log_rows(part, snapshot.rows, outputs)
-            if position <= part.position:
+            if position is not None and position <= part.position:
                 end_process(
                     ExitCode.CHECKPOINT,
                     "changelog %s partition %d: rows were written up to offset %d, after offset "
@@ -242,7 +244,7 @@ class Checkpointer:
                     position,
                     part.position,
                 )
-            part.position = position
+            part.position = part.position if position is None else position
             if results:
                 self._processor.sent(results, time.time())
         await asyncio.gather(*confirmations)
@@ -260,7 +262,7 @@ class Checkpointer:
 
     def _take(self, part: OwnedPartition) -> tuple[Snapshot, list[PartitionResult]]:
         """Take the rows that moved and the results that leave with them, in the compute thread."""
-        results, part.unsent = part.unsent, []
+        results, part.unsent, part.unsent_outputs = part.unsent, [], 0
         return self._processor.snapshot(part.number), results
 
     def _reach(self, stage: str) -> None:
@@ -289,7 +291,7 @@ class Checkpointer:
         part: OwnedPartition,
         rows: Sequence[tuple[bytes, bytes | None]],
         outputs: Sequence[tuple[bytes, bytes]] = (),
-    ) -> int:
+    ) -> int | None:
         """Write rows to the partition's changelog, and outputs beside them, in one transaction.
 
         Args:
@@ -298,7 +300,7 @@ class Checkpointer:
             outputs: (key, value) records for the output topic.
 
         Returns:
-            The offset of the last row.
+            The offset of the last row; None where a broker knew a batch already and did not say.
 
         Raises:
             aiokafka.errors.KafkaError: The broker refused some of it; nothing was committed.
@@ -311,4 +313,5 @@ class Checkpointer:
         self._reach("rows-sent")
         await part.producer.commit_transaction()
         future, count = batches[-1]
-        return int((await future).offset) + count - 1
+        first = int((await future).offset)
+        return first + count - 1 if first >= 0 else None

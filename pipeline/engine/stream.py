@@ -7,7 +7,7 @@ process.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -74,9 +74,9 @@ class StreamService(Service):
         )
         self._at_stage = at_stage
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self._computing: asyncio.Queue[tuple[list[Any], asyncio.Future[list[PartitionResult]]]] = (
-            asyncio.Queue(1)
-        )
+        self._computing: asyncio.Queue[
+            tuple[list[Any], dict[int, OwnedPartition], asyncio.Future[list[PartitionResult]]]
+        ] = asyncio.Queue(1)
         self._waiting_records = 0
         self._room, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -165,31 +165,34 @@ class StreamService(Service):
                     self._finish_batch()
                     continue
                 pairs = [(event.message.partition, event.message.chunk) for event in events]
-                future = loop.run_in_executor(self.compute, self._process, pairs)
-                await self._computing.put((events, future))
+                parts = {number: self.partitions[number] for number, _ in pairs}
+                future = loop.run_in_executor(self.compute, self._process, pairs, parts)
+                await self._computing.put((events, parts, future))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             end_by(error, "a micro-batch")
 
-    def _process(self, pairs: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
+    def _process(
+        self, pairs: Sequence[tuple[int, Chunk]], parts: Mapping[int, OwnedPartition]
+    ) -> list[PartitionResult]:
         """Compute a micro-batch; in the compute thread."""
         results = self.processor.process(pairs)
         if self.options.transactional:
             for result in results:
-                part = self.partitions.get(result.partition)
-                if part is not None:
-                    part.unsent.append(result)
+                part = parts[result.partition]
+                part.unsent.append(result)
+                part.unsent_outputs += len(result.outputs)
         return results
 
     @Service.task
     async def _emit_batches(self) -> None:
         try:
             while True:
-                events, future = await self._computing.get()
+                events, parts, future = await self._computing.get()
                 results = await future
                 self._reach("computed")
-                await self._emit(events, results)
+                await self._emit(events, parts, results)
                 self._reach("sent")
                 self._finish_batch()
         except asyncio.CancelledError:
@@ -219,16 +222,24 @@ class StreamService(Service):
         if self._in_flight == 0:
             self._idle.set()
 
-    async def _emit(self, events: Iterable[Any], results: Sequence[PartitionResult]) -> None:
-        """Send outputs and dead letters now; hand the chunks to the next checkpoint."""
+    async def _emit(
+        self,
+        events: Iterable[Any],
+        parts: Mapping[int, OwnedPartition],
+        results: Sequence[PartitionResult],
+    ) -> None:
+        """Send outputs and dead letters now; hand the chunks to the next checkpoint.
+
+        A partition that was lost and gained again since the batch began is another one.
+        """
         assert self._producer is not None
         self.pulse.check()  # a batch from before a freeze must not leave
         chunks: dict[int, list[Any]] = {}
         for event in events:
             chunks.setdefault(event.message.partition, []).append(event)
         for result in results:
-            part = self.partitions.get(result.partition)
-            if part is None or part.lost:
+            part = parts[result.partition]
+            if part.lost:
                 continue
             next_offset = chunks[part.number][-1].message.chunk.next_offset
             if result.newest_offset >= next_offset:
@@ -243,7 +254,7 @@ class StreamService(Service):
             )
             part.events.extend(chunks[part.number])
             part.next_offset = next_offset
-            part.moved_rows = result.moved_rows
+            part.moved_rows = max(result.moved_rows, part.unsent_outputs)
             if part.moved_rows >= self.options.checkpoint_max_rows:
                 part.calm.clear()
                 self.checkpointer.begin(part)

@@ -12,6 +12,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.partitions import MAX_BATCH_BYTES, Checkpointer, OwnedPartition
+from pipeline.engine.processor import PartitionResult
 from pipeline.engine.stream import StreamService
 from state.memory import MemoryStore
 
@@ -84,7 +85,7 @@ def test_a_partition_may_come_while_the_stream_waits_for_a_checkpoint() -> None:
         stream._producer = SimpleNamespace()  # type: ignore[assignment]  # nothing is sent
         full = OwnedPartition(0, None, moved_rows=2 * OPTIONS.checkpoint_max_rows)  # type: ignore[arg-type]
         stream.add(full)
-        emitting = asyncio.create_task(stream._emit([], []))
+        emitting = asyncio.create_task(stream._emit([], {}, []))
         await asyncio.sleep(0)
         assert not emitting.done()
 
@@ -97,3 +98,21 @@ def test_a_partition_may_come_while_the_stream_waits_for_a_checkpoint() -> None:
         stream.disk.shutdown()
 
     asyncio.run(emit())
+
+
+def test_a_batch_of_a_partition_that_was_lost_and_gained_again_is_not_sent() -> None:
+    """What it answers was answered by another worker meanwhile: its lists are old."""
+
+    async def emit() -> OwnedPartition:
+        stream = StreamService(SimpleNamespace(), OPTIONS, None, MemoryStore())  # type: ignore[arg-type]
+        stream.processor = SimpleNamespace(sent=lambda results, now_s: None)  # type: ignore[assignment]
+        stream._producer = SimpleNamespace()  # type: ignore[assignment]  # has no way to send
+        before, now = OwnedPartition(0, None, lost=True), OwnedPartition(0, None)  # type: ignore[arg-type]
+        stream.add(now)
+        event = SimpleNamespace(message=SimpleNamespace(partition=0))
+        await stream._emit([event], {0: before}, [PartitionResult(0, [(b"u", b"old")])])
+        stream.compute.shutdown()
+        stream.disk.shutdown()
+        return now
+
+    assert asyncio.run(emit()).events == []
