@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.bench_train [--data FILE.seq.txt.gz] [--steps N] [--threads N]
         [--json FILE]
+    python -m tests.benchmarks.bench_train --items N [--sampled S] [--windows W] [--steps N]
 
 The straightforward form does what the published code does: windows padded left, to a power of two
 inside the blocks, complex projections of activations cast to complex, the recurrence by recursive
@@ -14,6 +15,9 @@ OMP_WAIT_POLICY=PASSIVE for it.
 The shape is that of MovieLens-1M: 3,416 items, 128 windows of at most 200 items a step. Without a
 file, lengths are drawn from a log-normal with MovieLens-1M's median and mean (96 and 165.5), cut to
 its extremes (18 and 2,277), and items uniformly.
+
+With --items it compares the full loss with the sampled one instead, on a catalogue of N items and
+batches of W windows of 50 items, drawn from a Zipf law; steps in turns, dense AdamW included.
 """
 
 import argparse
@@ -37,7 +41,7 @@ from models.lru import Block
 from models.packing import PAD, Indices, PackedBatch, TrainingWindows
 from models.recommender import Recommender
 from models.scan import scan_doubling
-from models.training import batch_loss, create_optimizer
+from models.training import batch_loss, create_optimizer, negative_sampler
 from pipeline.settings import TrainerSettings
 from pipeline.training.scan_form import fastest_scan
 from tests.benchmarks.report import write_json
@@ -47,6 +51,7 @@ USERS = 6040
 MEDIAN_LENGTH, MEAN_LENGTH = 96, 165.5
 SHORTEST, LONGEST = 18, 2277
 WARM_UP_STEPS = 2
+ZIPF_EXPONENT = 1.2
 
 
 class PlainBlock(nn.Module):
@@ -246,10 +251,49 @@ def measure(sequences: list[Indices], steps: int) -> dict[str, object]:
     }
 
 
+def measure_sampled(items: int, sampled: int, window_count: int, steps: int) -> dict[str, object]:
+    """Time a step with the full loss and one against a sample, in turns after one of each."""
+    config = ModelConfig(n_items=items)
+    training = TrainingConfig(sampled_negatives=sampled)
+    generator = np.random.default_rng(training.seed)
+    histories = generator.zipf(ZIPF_EXPONENT, (window_count, config.max_length)) % items + 1
+    windows = TrainingWindows.cut(list(histories), config.max_length)
+    sampler = negative_sampler(config, training, windows)
+    assert sampler is not None, f"--sampled must be below --items, got {sampled} of {items}"
+    batch = windows.batch(np.arange(len(windows)))
+    recommender = Recommender(config, torch.Generator().manual_seed(training.seed))
+    optimizer = create_optimizer(recommender, training)
+
+    def sampled_loss() -> Tensor:
+        return batch_loss(recommender, batch, sampler.draw(generator))
+
+    def full_loss() -> Tensor:
+        return batch_loss(recommender, batch)
+
+    seconds: dict[str, list[float]] = {"full_ms": [], "sampled_ms": []}
+    for _ in range(1 + steps):
+        for name, loss in (("full_ms", full_loss), ("sampled_ms", sampled_loss)):
+            wall_s, _cpu_s = take_step(recommender, optimizer, training.clip_norm, loss)
+            seconds[name].append(wall_s)
+    medians = {name: 1000 * statistics.median(times[1:]) for name, times in seconds.items()}
+    return {
+        **medians,
+        "ratio": medians["full_ms"] / medians["sampled_ms"],
+        "items": items,
+        "sampled": sampled,
+        "rows": batch.items.size,
+        "steps": steps,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def main() -> None:
     """Measure, print the figures and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="sequences, user then items: .seq.txt.gz")
+    parser.add_argument("--items", type=int, help="compare the losses on so many items instead")
+    parser.add_argument("--sampled", type=int, default=8192, help="drawn items, with --items")
+    parser.add_argument("--windows", type=int, default=128, help="windows of a step, with --items")
     parser.add_argument("--steps", type=int, default=11, help="measured steps of each form")
     parser.add_argument("--threads", type=int, help="of torch; not given: as it chooses")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -257,9 +301,15 @@ def main() -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sequences = read_sequences(arguments.data) if arguments.data else random_sequences(seed=0)
     with freed_memory_kept(), fastest_scan(TrainerSettings(device="cpu")):
-        figures = measure(sequences, arguments.steps)
+        if arguments.items:
+            figures = measure_sampled(
+                arguments.items, arguments.sampled, arguments.windows, arguments.steps
+            )
+        else:
+            read = arguments.data is not None
+            sequences = read_sequences(arguments.data) if read else random_sequences(seed=0)
+            figures = measure(sequences, arguments.steps)
     for name, figure in figures.items():
         print(f"{name:30} {figure:.4g}" if isinstance(figure, float) else f"{name:30} {figure}")
     write_json(arguments.json, figures)
