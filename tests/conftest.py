@@ -4,6 +4,7 @@ Kafka's client is imported by the fixtures that need it: tests of the model star
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import hypothesis
 import pytest
 
 from pipeline.settings import BrokerSettings, Settings
+
+# A run in the background of a shell is told to ignore Ctrl-C, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
