@@ -96,7 +96,9 @@ def test_two_processes_share_the_partitions(stream: Settings) -> None:
     assert light < 120
     assert code == 0
     assert not any(map(runs, children.values()))
-    lines = [json.loads(line) for line in supervised.log().splitlines()]
+    # C libraries write lines of their own to the same place (Triton's, where it is installed).
+    texts = (line for line in supervised.log().splitlines() if line.startswith("{"))
+    lines = [json.loads(line) for line in texts]
     assert {line.get("process") for line in lines} == {None, 0, 1}
     assert committed_lag(stream) == 0
     assert_each_event_counts_once(stream, 2000)
