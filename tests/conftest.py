@@ -14,9 +14,14 @@ import pytest
 
 from pipeline.settings import BrokerSettings, Settings
 
-# A run in the background of a shell is told to ignore Ctrl-C, and so would be all that tests start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A run in the background of a shell is told to ignore Ctrl-C, one under nohup to ignore a hang-up,
+# and so would be all that tests start.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)

@@ -16,7 +16,7 @@ from pipeline.cluster.topics import changelog_name
 from pipeline.engine.chunks import Chunk
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
-from pipeline.verification.report import VerifyReport
+from pipeline.verification.report import Kind, VerifyReport
 from pipeline.verification.verify import verify
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.recommend import RecommendationProcessor
@@ -265,3 +265,21 @@ def small_release(folder: Path, version: int = 1, *, n_items: int = 8, hidden: i
     return random_release(
         folder, ITEMS[:n_items], version=version, hidden_size=hidden, max_length=RING
     )
+
+
+def wrong(report: VerifyReport) -> dict[Kind, int]:
+    """How many things of each kind are wrong."""
+    counts = {
+        Kind.MISSING: report.offsets.missing,
+        Kind.ROW: report.rows_wrong,
+        Kind.STATE: report.states_different,
+        Kind.LETTER: report.dead_letters_wrong,
+        Kind.NO_OUTPUT: report.outputs.missing,
+        Kind.OUTPUT: report.outputs.wrong,
+        Kind.SHORT: report.outputs.short,
+        Kind.STALE: report.stale,
+    }
+    found = {kind: count for kind, count in counts.items() if count}
+    assert report.holds == (not found)
+    assert {finding.kind for finding in report.findings} == found.keys()
+    return found

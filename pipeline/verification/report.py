@@ -152,7 +152,7 @@ class VerifyReport:
     states_unverifiable: int
     """Rows that cannot be judged: events they rest on, or their release, are gone."""
     max_abs_diff: float
-    """Largest difference of a hidden state's number."""
+    """Largest difference of a state's number, taken of its largest where that exceeds 1."""
     max_abs_diff_at: tuple[int, int] | None
     """Partition, and offset of the last event, of the state that has it."""
     offsets: OffsetCounts

@@ -200,7 +200,7 @@ def create_worker(
         state.errors.StateError: The data folder is in use or damaged.
     """
     check_versions(allow_untested=settings.worker.allow_untested_versions)
-    _allow_open_files()
+    allow_open_files()
     partitions = require_topics(settings)
     if settings.worker.threads is not None:
         torch.set_num_threads(settings.worker.threads)
@@ -252,7 +252,7 @@ def create_worker(
         raise
 
 
-def _allow_open_files() -> None:
+def allow_open_files() -> None:
     """Raise the soft limit of open files to the hard one: a partition's database has many."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS names a limit that it does not grant

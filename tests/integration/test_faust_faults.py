@@ -19,7 +19,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from pipeline.cluster.clients import read_partitions
-from pipeline.cluster.topics import changelog_name, create_topics
+from pipeline.cluster.topics import changelog_name
 from pipeline.engine.partitions import Checkpointer
 from pipeline.engine.transport import Consumer
 from pipeline.settings import Settings
@@ -41,22 +41,6 @@ from tests.faust_apps import (
     until,
     write,
 )
-from tests.kafka import unique_settings
-
-
-@pytest.fixture
-def one(settings: Settings) -> Settings:
-    """Topics of one partition."""
-    own = replace(settings, topics=replace(settings.topics, partitions=1))
-    create_topics(own)
-    return own
-
-
-@pytest.fixture
-def nowhere(tmp_path: Any) -> Settings:
-    """Settings of an app that is never started."""
-    return unique_settings("127.0.0.1:1", tmp_path, partitions=1)
-
 
 # --- holes-after-rebalance
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from pipeline.cluster.topics import create_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import Settings, settings_flags
 from tests.faust_apps import (
@@ -30,23 +29,7 @@ from tests.faust_apps import (
     stock_consumer,
     write,
 )
-from tests.kafka import unique_settings
 from tests.worker_process import ROOT
-
-
-@pytest.fixture
-def one(settings: Settings) -> Settings:
-    """Topics of one partition."""
-    own = replace(settings, topics=replace(settings.topics, partitions=1))
-    create_topics(own)
-    return own
-
-
-@pytest.fixture
-def nowhere(tmp_path: Any) -> Settings:
-    """Settings of an app that is never started."""
-    return unique_settings("127.0.0.1:1", tmp_path, partitions=1)
-
 
 # --- take-loses, crash-commits
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 
 from pipeline.cluster.clients import read_partitions
-from pipeline.cluster.topics import create_topics
+from pipeline.cluster.topics import changelog_name, create_topics
+from pipeline.engine.stop import ExitCode
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.verification.verify import verify
 from pipeline.worker.releases import announce
-from tests.kafka import committed_lag, free_port, send, wait_until
+from tests.kafka import admin_client, committed_lag, free_port, send, wait_until
 from tests.releases import random_release
 from tests.worker_process import running_worker
 
@@ -77,3 +79,23 @@ def test_each_event_is_answered_exactly_once_through_kills_at_every_stage(
 
     assert answered(stream) == Counter(dict.fromkeys(sent, 1))
     assert verify(stream).holds
+
+
+def test_answers_that_the_broker_refuses_take_their_states_with_them(settings: Settings) -> None:
+    """All of a transaction or nothing: a state without its answer would never be answered."""
+    stream = prepare(settings)
+    with admin_client(stream.kafka.bootstrap_servers) as admin:
+        resource = ConfigResource(
+            ConfigResourceType.TOPIC,
+            stream.topics.recommendations,
+            configs={"max.message.bytes": (AlterConfigOp.SET, "100")},
+        )
+        admin.alter_configs([resource])
+    produce(stream, random.Random(3), 0)
+
+    with running_worker(stream) as worker:
+        assert worker.wait() == ExitCode.CHECKPOINT
+        assert "max.message.bytes" in worker.log()
+
+    assert committed_lag(stream) == EVENTS
+    assert list(read_partitions(stream.kafka, changelog_name(stream.worker.app_id))) == []

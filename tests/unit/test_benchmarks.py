@@ -1,15 +1,22 @@
 """What the long benchmark concludes from its samples, and the axes of its plot."""
 
+import inspect
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.engine.processor import Processor
+from pipeline.worker.recommend import RecommendationProcessor
+from tests.benchmarks.bench_durable import CountingProcessor
+from tests.benchmarks.bench_intake import IdleProcessor
 from tests.benchmarks.bench_soak import trend
 from tests.benchmarks.timeline import ticks
+from tests.faust_apps import OffsetProcessor
 
 SAMPLES = 240
+PROCESSORS = [CountingProcessor, IdleProcessor, OffsetProcessor, RecommendationProcessor]
 SAW = itertools.cycle([70.0, 80.0, 90.0, 100.0, 110.0])  # as compaction makes it
 
 
@@ -54,3 +61,17 @@ def test_ticks_enclose_the_values_and_are_few(low: float, span: float) -> None:
     assert found[-1] >= high - rounding
     assert 2 <= len(found) <= 7
     assert found == sorted(set(found))
+
+
+@pytest.mark.parametrize("processor", PROCESSORS, ids=lambda processor: processor.__name__)
+def test_every_processor_is_called_as_the_engine_calls_it(processor: type) -> None:
+    """Those of benchmarks run seldom; they have to follow the protocol all the same."""
+    wanted = {
+        name: list(inspect.signature(function).parameters)
+        for name, function in vars(Processor).items()
+        if inspect.isfunction(function) and not name.startswith("_")
+    }
+    assert "process" in wanted
+
+    got = {name: list(inspect.signature(getattr(processor, name)).parameters) for name in wanted}
+    assert got == wanted

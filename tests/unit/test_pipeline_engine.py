@@ -1,7 +1,9 @@
 """What the engine's parts do where a broker refuses or an assignment comes at a bad moment."""
 
 import asyncio
+import resource
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +13,15 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.partitions import MAX_BATCH_BYTES, Checkpointer, OwnedPartition
+from pipeline.engine.partitions import (
+    MAX_BATCH_BYTES,
+    MIN_PAUSE_S,
+    Checkpointer,
+    OwnedPartition,
+)
 from pipeline.engine.processor import PartitionResult
 from pipeline.engine.stream import StreamService
+from pipeline.worker.app import allow_open_files
 from state.memory import MemoryStore
 
 OPTIONS = EngineOptions(
@@ -116,3 +124,47 @@ def test_a_batch_of_a_partition_that_was_lost_and_gained_again_is_not_sent() -> 
         return now
 
     assert asyncio.run(emit()).events == []
+
+
+def test_many_partitions_take_turns_at_a_bounded_rate() -> None:
+    """Each is due once an interval, but a worker takes no more than 80 checkpoints a second."""
+    begun: list[int] = []
+
+    class Recorder(Checkpointer):
+        def begin(self, part: OwnedPartition) -> None:
+            begun.append(part.number)
+
+    async def run(partitions: int, seconds: float) -> None:
+        begun.clear()
+        with ThreadPoolExecutor(1) as threads:
+            recorder = Recorder(
+                OPTIONS,
+                None,  # type: ignore[arg-type]  # asked for nothing
+                MemoryStore(),
+                compute=threads,
+                disk=threads,
+                on_checkpoint=lambda rows, seconds: None,
+                at_stage=None,
+            )
+            parts = {i: OwnedPartition(i, None) for i in range(partitions)}  # type: ignore[arg-type]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await recorder.run(parts)
+
+    asyncio.run(run(partitions=64, seconds=0.4))
+    assert 1 < len(begun) <= 0.4 / MIN_PAUSE_S + 1
+    assert begun == [(begun[0] + i) % 64 for i in range(len(begun))]
+
+    asyncio.run(run(partitions=2, seconds=0.5))
+    assert 1 < len(begun) <= 0.5 / (OPTIONS.checkpoint_interval_s / 2) + 1
+
+
+def test_a_worker_may_open_as_many_files_as_it_is_allowed_to_ask_for() -> None:
+    """The usual soft limit of 1,024 is too little for the databases of many partitions."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

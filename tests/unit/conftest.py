@@ -1,0 +1,34 @@
+"""What several modules here start from: a stream for `lrurec verify` in lists."""
+
+from pathlib import Path
+
+import pytest
+
+from models.release import Release
+from pipeline.settings import RecommendSettings, Settings
+from tests.verify_world import RING, K, StreamWorld, small_release
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Release]:
+    """Three releases: two of one shape, and one of another with fewer items."""
+    folder = tmp_path_factory.mktemp("releases")
+    return [
+        small_release(folder, 1),
+        small_release(folder, 2),
+        small_release(folder, 3, n_items=6, hidden=6),
+    ]
+
+
+@pytest.fixture
+def world(tmp_path: Path, releases: list[Release]) -> StreamWorld:
+    """Events of three users on two partitions, all answered for: `long` has more than a ring."""
+    settings = Settings(recommend=RecommendSettings(top_k=K, ring=RING))
+    made = StreamWorld(tmp_path, settings, releases[:1])
+    made.click_all("long", "01234567")
+    made.click_all("short", "21", partition=1)
+    made.click_all("other", "7")
+    made.run()
+    made.click_all("long", "30")
+    made.run()
+    return made

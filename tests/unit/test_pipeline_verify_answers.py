@@ -1,0 +1,308 @@
+"""States, dead letters and recommendations that are wrong are found by `lrurec verify`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.release import Release
+from pipeline.settings import FieldSettings, RecommendSettings, Settings
+from pipeline.verification.report import Kind
+from pipeline.verification.states import state_difference
+from tests.verify_world import RING, K, StreamWorld, wrong
+
+SETTINGS = Settings(
+    recommend=RecommendSettings(top_k=K, ring=RING),
+    fields=FieldSettings(accepted_event_types=("view",)),
+)
+VIEW = {"event_type": "view"}
+
+
+# --- states that are wrong
+
+
+def test_a_state_that_is_a_little_off_is_found(world: StreamWorld) -> None:
+    """The tolerance is 1e-5 in every number of a state of the order of 1."""
+    hidden = world.hidden("long").copy()
+    hidden[1, 2] += 0.9e-5
+    world.forge_row("long", hidden=hidden)
+    assert wrong(world.verify()) == {}
+
+    hidden[1, 2] += 0.3e-5
+    world.forge_row("long", hidden=hidden)
+    report = world.verify()
+
+    assert wrong(report) == {Kind.STATE: 1}
+    assert report.max_abs_diff == pytest.approx(1.2e-5, rel=0.05)
+    assert report.max_abs_diff_at == (0, 10)
+
+
+def test_rounding_of_large_states_is_no_difference_and_more_than_that_is() -> None:
+    """The tolerance is 1e-5 of a state's largest number where that exceeds 1."""
+    scanned = np.array([[0.5, 12.0 - 5.0j]], np.complex64)  # 13 in size
+
+    assert state_difference(scanned + np.complex64(1e-4), scanned) == pytest.approx(
+        1e-4 / 13, rel=0.02
+    )
+    assert state_difference(scanned / 20, scanned / 20 + np.complex64(1e-4)) == pytest.approx(
+        1e-4, rel=0.02
+    )
+
+
+def test_a_state_that_is_no_number_is_found(world: StreamWorld) -> None:
+    """NaN is different from everything."""
+    world.forge_row("long", hidden=world.hidden("long") * np.complex64(np.nan))
+
+    report = world.verify()
+
+    assert wrong(report) == {Kind.STATE: 1}
+    assert report.max_abs_diff > 1e300
+
+
+def test_a_state_that_other_weights_made_is_found(
+    world: StreamWorld, releases: list[Release]
+) -> None:
+    """A row that names other weights than those that made its state is stale."""
+    world.announce(releases[1])
+    world.forge_row("long", weights_id=releases[1].weights_id, model_version=2)
+
+    found = wrong(world.verify())
+
+    assert found == {Kind.STATE: 1, Kind.STALE: 1}
+
+
+def test_a_state_that_lost_its_past_is_found(world: StreamWorld) -> None:
+    """A row may not say that its state began just now: it would have forgotten its user."""
+    world.forge_row("long", started_at=10, hidden=0 * world.hidden("long"), last_item=0)
+
+    report = world.verify()
+
+    assert wrong(report)[Kind.ROW] == 1
+    assert report.findings[0].what == "started_at"
+
+
+def test_a_state_without_weights_is_nothing(world: StreamWorld) -> None:
+    """A row that names no weights has no state."""
+    world.forge_row("long", weights_id=0, model_version=0, last_item=0)
+
+    assert wrong(world.verify()) == {Kind.ROW: 1}
+
+
+# --- dead letters that are wrong
+
+
+@pytest.fixture
+def dead_world(tmp_path: Path, releases: list[Release]) -> StreamWorld:
+    """A stream with two records that are no events."""
+    made = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    made.junk(b"{")
+    made.click("user", "item-1", **VIEW)
+    made.junk(b"[]")
+    made.run()
+    return made
+
+
+def test_a_missing_dead_letter_is_found(dead_world: StreamWorld) -> None:
+    """A record that is neither an event nor a letter is missing."""
+    dead_world.topics.remove(dead_world.names.dead_letters, 0, 1)
+
+    report = dead_world.verify()
+
+    assert wrong(report) == {Kind.MISSING: 1}
+    assert report.offsets.dead == 1
+    assert report.findings[0].offset == 2
+    assert report.findings[0].expected == "a dead letter, not_object"
+
+
+def test_a_letter_that_retention_removed_is_not_missed(dead_world: StreamWorld) -> None:
+    """Letters are removed after a time, the log of clicks is not."""
+    dead_world.topics.trim(dead_world.names.dead_letters, 0, 2)
+
+    report = dead_world.verify()
+
+    assert wrong(report) == {}
+    assert report.dead_letters_unverifiable == 2
+
+
+def test_a_letter_younger_than_what_retention_left_is_missed(dead_world: StreamWorld) -> None:
+    """Retention removes the oldest letters, so a younger one that is not there never was."""
+    dead_world.topics.remove(dead_world.names.dead_letters, 0, 1)
+    dead_world.topics.append(dead_world.names.dead_letters, 0, b"other", b"x", timestamp=5001)
+    dead_world.topics.trim(dead_world.names.dead_letters, 0, 1)
+
+    report = dead_world.verify()
+
+    assert wrong(report) == {Kind.MISSING: 1}
+    assert report.dead_letters_unverifiable == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("value", b"{{"),
+        ("value", None),
+        ("key", None),
+        ("reason", b"not_object"),
+        ("offset", b"1"),
+        ("offset", b"x"),
+        ("partition", b"7"),
+    ],
+)
+def test_a_false_letter_is_found(dead_world: StreamWorld, field: str, value: bytes | None) -> None:
+    """A letter has its record's bytes, place and reason."""
+    log = dead_world.topics.records[dead_world.names.dead_letters, 0]
+    assert log[0] is not None
+    headers = dict(log[0].headers)
+    change: dict[str, Any] = {field: value}
+    if field not in ("key", "value"):
+        assert value is not None
+        change = {"headers": tuple({**headers, f"lrurec-{field}": value}.items())}
+    log[0] = replace(log[0], **change)
+
+    assert Kind.LETTER in wrong(dead_world.verify())
+
+
+# --- recommendations that are wrong
+
+
+def test_a_missing_recommendation_is_found(world: StreamWorld) -> None:
+    """A user whose last event was answered with nothing is found, whatever came before."""
+    world.topics.remove(world.names.recommendations, 0, -1)
+    world.topics.remove(world.names.recommendations, 1, -1)
+
+    report = world.verify()
+
+    assert wrong(report) == {Kind.NO_OUTPUT: 2}
+
+
+def test_a_recommendation_that_retention_may_have_removed_is_not_missed(
+    world: StreamWorld,
+) -> None:
+    """Recommendations are removed after a time; a user's oldest going says nothing."""
+    end = world.topics.end_offsets(world.names.recommendations)[0]
+    world.topics.trim(world.names.recommendations, 0, end)
+
+    report = world.verify()
+
+    assert wrong(report) == {}
+    assert report.outputs.unverifiable == 2
+
+
+def rename(output: dict[str, Any]) -> None:
+    output["items"][0]["item_id"] = "nobody-knows"
+
+
+def swap_first(output: dict[str, Any]) -> None:
+    items = output["items"]
+    items[0]["score"], items[1]["score"] = items[1]["score"], items[0]["score"]
+
+
+@pytest.mark.parametrize(
+    ("falsify", "kind"),
+    [
+        (lambda o: o["items"].pop(), Kind.SHORT),
+        (lambda o: o["items"].append(o["items"][0]), Kind.OUTPUT),
+        (lambda o: o["items"].append({"item_id": "item-6", "score": 0.0}), Kind.OUTPUT),
+        (rename, Kind.OUTPUT),
+        (lambda o: o.update(model_version=7), Kind.OUTPUT),
+        (lambda o: o.update(model_version=0), Kind.OUTPUT),
+        (lambda o: o.update(source="fallback"), Kind.OUTPUT),
+        (lambda o: o.update(source="cold_start"), Kind.OUTPUT),
+        (lambda o: o.update(source="guess"), Kind.OUTPUT),
+        (lambda o: o.update(user_id="other"), Kind.OUTPUT),
+        (lambda o: o.update(history_length=9), Kind.OUTPUT),
+        (lambda o: o.update(items=None), Kind.OUTPUT),
+        (lambda o: o["event"].update(timestamp_ms=1), Kind.OUTPUT),
+        (lambda o: o["event"].update(partition=5), Kind.OUTPUT),
+        (lambda o: o["event"].update(offset=8), Kind.OUTPUT),
+        (lambda o: o["event"].update(offset=99), Kind.OUTPUT),
+        (lambda o: o["items"][0].update(score=9.0), Kind.STALE),
+        (swap_first, Kind.STALE),
+    ],
+)
+@pytest.mark.parametrize(("user", "partition"), [("long", 0), ("short", 1)])
+def test_a_false_recommendation_is_found(
+    world: StreamWorld,
+    falsify: Callable[[dict[str, Any]], object],
+    kind: Kind,
+    user: str,
+    partition: int,
+) -> None:
+    """Each fact of a recommendation is held to the log, the row and the release it names."""
+    world.forge_output(falsify, partition)
+
+    assert kind in wrong(world.verify())
+
+
+def test_a_list_that_other_weights_made_is_found(
+    world: StreamWorld, releases: list[Release]
+) -> None:
+    """A recommendation that names weights which would have listed other items is stale."""
+    world.announce(releases[1])
+    for partition in (0, 1):
+        world.forge_output(lambda output: output.update(model_version=2), partition)
+
+    assert wrong(world.verify()) == {Kind.STALE: 2}
+
+
+def test_a_worse_item_in_a_list_is_found(world: StreamWorld) -> None:
+    """The best items are listed, none of a lower score in the place of a better one."""
+
+    def worsen(output: dict[str, Any]) -> None:
+        listed = {item["item_id"] for item in output["items"]}
+        other = next(f"item-{i}" for i in range(8) if f"item-{i}" not in listed)
+        output["items"][-1]["item_id"] = other
+
+    world.forge_output(worsen)
+
+    assert wrong(world.verify()) == {Kind.STALE: 1, Kind.ROW: 1}
+
+
+def test_a_seen_item_in_a_list_is_found(tmp_path: Path, releases: list[Release]) -> None:
+    """Where seen items are excluded, no list names one that the row remembers."""
+    recommend = RecommendSettings(top_k=K, ring=RING, exclude_seen=True)
+    world = StreamWorld(tmp_path, Settings(recommend=recommend), releases[:1])
+    world.click_all("user", "0123")
+    world.run()
+    assert wrong(world.verify()) == {}
+
+    world.forge_output(lambda output: output["items"][0].update(item_id="item-3"))
+
+    assert Kind.OUTPUT in wrong(world.verify())
+
+
+def test_an_unavailable_item_may_be_left_out(world: StreamWorld) -> None:
+    """What the catalogue has called unavailable may be missing from a list, nothing else may."""
+
+    def leave_out(output: dict[str, Any]) -> None:
+        world.topics.append(
+            world.names.items, 0, output["items"][0]["item_id"].encode(), b'{"available":false}'
+        )
+
+    world.forge_output(leave_out)
+    assert wrong(world.verify()) == {}
+
+    best = world.topics.records[world.names.recommendations, 0][-1]
+    assert best is not None
+    world.forge_output(lambda output: output["items"].pop(0))
+    assert wrong(world.verify()) == {Kind.SHORT: 1, Kind.ROW: 1}
+
+
+def test_an_item_of_nobody_in_a_popular_list_is_found(tmp_path: Path) -> None:
+    """Without a release, a list holds items of events."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    world.click("user", "item-1", **VIEW)
+    world.run()
+    world.forge_output(rename)
+
+    assert Kind.OUTPUT in wrong(world.verify())
+
+
+def test_a_commit_beyond_the_end_is_found(world: StreamWorld) -> None:
+    """Offsets that were committed and do not exist are missing: the topic is another one."""
+    world.topics.committed[1] = 5
+
+    assert wrong(world.verify()) == {Kind.MISSING: 3}
