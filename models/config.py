@@ -47,7 +47,8 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 0.01
-    """Decoupled weight decay; acts on every parameter, the recurrence's eigenvalues included."""
+    """Decoupled weight decay; acts on the recurrence's eigenvalues too, not on biases and layer
+    norms."""
     adam_epsilon: float = 1e-9
     """AdamW's epsilon."""
     clip_norm: float = 5.0

@@ -1,10 +1,10 @@
 """Training of a Recommender: next item by cross-entropy, best weights by validation.
 
-AdamW on every parameter, gradients clipped by their common norm, early stopping by validation
-Recall@10, as in the LRURec authors' code (Yue et al., WSDM 2024, arXiv 2310.02367). On request,
-what is validated and kept is the running average of the weights (`models.averaging`), and labels
-are scored against a sample of the items instead of all (`models.sampled_loss`). Prints nothing;
-progress leaves through a callback.
+AdamW, gradients clipped by their common norm, early stopping by validation Recall@10, as in the
+LRURec authors' code (Yue et al., WSDM 2024, arXiv 2310.02367). On request, what is validated and
+kept is the running average of the weights (`models.averaging`), and labels are scored against a
+sample of the items instead of all (`models.sampled_loss`). Prints nothing; progress leaves through
+a callback.
 """
 
 import copy
@@ -156,12 +156,21 @@ def train(
 
 
 def create_optimizer(recommender: Recommender, training: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over every parameter, with the settings' step size, epsilon and decay."""
+    """Return AdamW over every parameter.
+
+    Biases and layer norms are not decayed, nu, theta and gamma are, as in the authors' code.
+    """
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, parameter in recommender.named_parameters():
+        (free if "bias" in name or "norm" in name else decayed).append(parameter)
     return torch.optim.AdamW(
-        recommender.parameters(),
+        [
+            {"params": decayed, "weight_decay": training.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ],
         lr=training.learning_rate,
         eps=training.adam_epsilon,
-        weight_decay=training.weight_decay,
         fused=True,
     )
 

@@ -16,11 +16,7 @@ from models.errors import ModelError
 from models.evaluation import Holdout
 from models.packing import TrainingWindows, concatenate
 
-FORMAT_VERSION = 1
-
-SWITCHES = ("ema_decay", "sampled_negatives")
-"""Settings that came later and change nothing while they are None. They then stay out of the
-identity, so that a checkpoint written before them is still one of the same training."""
+FORMAT_VERSION = 2
 
 
 class ResumeMismatch(ModelError):
@@ -50,9 +46,6 @@ def training_identity(
     How long to train is not part of it: epochs, patience and time may be changed on the way.
     """
     lasting = asdict(replace(training, max_epochs=1, patience=1, time_budget_s=None))
-    for switch in SWITCHES:
-        if lasting[switch] is None:
-            del lasting[switch]
     digest = xxhash.xxh3_128()
     for array in (
         windows.events,

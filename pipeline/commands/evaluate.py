@@ -28,8 +28,13 @@ class Command:
     release: Path | None = None
     """Folder of a release to rank by instead of training; its item ids must be the file's."""
 
+    checkpoint: Path | None = None
+    """File of the training, written at every validation; if it is there, the training goes on from
+    it. An interrupted one so ends as it would have."""
+
     json: Path | None = None
-    """File to write the result to: metrics by split and method, epochs, seconds, model, data."""
+    """File to write the result to: metrics by split and method, every validation, epochs, seconds,
+    model, data."""
 
     settings: SettingsFlags = field(default_factory=Settings)
 
@@ -45,7 +50,9 @@ def run(command: Command) -> int:
     started = time.monotonic()
     release = None if command.release is None else read_release(command.release)
     with training_bar() as progress:
-        report = evaluate_file(command.settings, command.data, release, progress)
+        report = evaluate_file(
+            command.settings, command.data, release, progress, command.checkpoint
+        )
     seconds = time.monotonic() - started
     Console().print(
         metrics_table(
@@ -70,11 +77,13 @@ def run(command: Command) -> int:
             "metrics": report.metrics,
             "epochs": None if result is None else result.epochs,
             "best_epoch": None if result is None else result.best_epoch,
+            "history": None if result is None else [asdict(made) for made in result.history],
             "stopped_by": None if result is None else result.stopped_by,
             "training_s": None if result is None else result.seconds,
             "seconds": seconds,
             "release": None if release is None else release.version,
             "model": asdict(report.config),
+            "training": None if result is None else asdict(command.settings.training),
             "data": data,
         },
     )

@@ -54,6 +54,7 @@ def evaluate_file(
     path: Path,
     release: Release | None = None,
     progress: Callable[[TrainingProgress], None] = lambda _: None,
+    checkpoint_path: Path | None = None,
 ) -> FileEvaluation:
     """Train on a file and rank, or rank by a release that is there.
 
@@ -62,6 +63,7 @@ def evaluate_file(
         path: The data file.
         release: What to rank by, with the items that it knows; None: train.
         progress: Called after every step of a training.
+        checkpoint_path: Written at every validation; a training that it is of goes on from it.
 
     Raises:
         DataFileInvalid: The file is not what it should be.
@@ -89,6 +91,7 @@ def evaluate_file(
                 split.validation,
                 mask_window=MASK_WINDOW,
                 progress=progress,
+                checkpoint_path=checkpoint_path,
                 device=device,
             )
         validation = result.metrics
