@@ -33,8 +33,8 @@ from models.scan import (
 from models.scan.loop import LoopScan
 from models.scan.native import load_native
 from models.scan.recurrence import Backend
-from tests.benchmarks.plot import write_line_plot
-from tests.benchmarks.report import write_json
+from tests.benchmarks.plot import Panel, write_lines
+from tests.benchmarks.report import print_table, write_json
 
 FLOOR = "five memory passes"
 DOUBLING = "recursive doubling"
@@ -142,12 +142,10 @@ def main() -> None:
             by_length[length] = figures = measure(todo, arguments.rounds)
             shape = (arguments.batch, length, arguments.channels)
             print(f"\n{shape}, {torch.get_num_threads()} threads")
-            print(f"{'':22}{'median':>10}{'best':>10}{'of floor':>10}{'vs doubling':>13}")
-            for name, figure in figures.items():
-                print(
-                    f"{name:22}{figure['median_ms']:7.2f} ms{figure['best_ms']:7.2f} ms"
-                    f"{figure['of_floor']:9.1f}x{figure['faster_than_doubling']:12.1f}x"
-                )
+            print_table(
+                ("", "median, ms", "best, ms", "of floor", "times less than doubling"),
+                [(name, *figure.values()) for name, figure in figures.items()],
+            )
     write_json(
         arguments.json,
         {
@@ -164,8 +162,18 @@ def main() -> None:
             name: [(n, 1000 * by_length[n][name]["median_ms"] / rows[n]) for n in by_length]
             for name in next(iter(by_length.values()))
         }
-        write_line_plot(
-            arguments.plot, lines, x="rows of a sequence", y="us a row, forwards and backwards"
+        panel = Panel(
+            title="us a row, logarithmic",
+            x="rows of a sequence",
+            lines=lines,
+            log_x=True,
+            log_y=True,
+        )
+        write_lines(
+            arguments.plot,
+            f"The scan, forwards and backwards, {arguments.batch} sequences of "
+            f"{arguments.channels} channels, {torch.get_num_threads()} threads",
+            [panel],
         )
 
 

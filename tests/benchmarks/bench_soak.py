@@ -36,8 +36,8 @@ from pipeline.settings import BrokerSettings, KafkaSettings, Settings
 from tests.benchmarks.bench_pipeline import metrics_of, quantile_ms
 from tests.benchmarks.group import announce_release, group_of, settings_of_run
 from tests.benchmarks.load import bundled_shuffled, set_topic, steady_load
+from tests.benchmarks.plot import Panel, write_lines
 from tests.benchmarks.report import machine, write_json
-from tests.benchmarks.timeline import Panel, write_timeline
 
 PARTITIONS = 4
 COPIES = 5
@@ -140,24 +140,28 @@ def write(options: argparse.Namespace, samples: Sequence[Sample], *, complete: b
     }
     write_json(options.json, figures)
     if options.plot is not None:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
-        column = {name: [one[name] for one in samples] for name in samples[0]}
-        panels = [
-            Panel(
-                title="memory, MB",
-                lines={"resident": column["rss_mb"], "not of files": column["anonymous_mb"]},
-            ),
-            Panel(
-                title="open file handles and threads",
-                lines={"file handles": column["file_handles"], "threads": column["threads"]},
-            ),
-            Panel(
-                title="event to recommendation, ms, every five seconds",
-                lines={"p99": column["p99_ms"], "p50": column["p50_ms"]},
-            ),
-            Panel(title="records that wait", lines={"": column["lag_events"]}),
-        ]
-        write_timeline(options.plot, column["minute"], panels)
+        panels = {
+            "memory, MB": {"resident": "rss_mb", "not of files": "anonymous_mb"},
+            "open file handles and threads": {"file handles": "file_handles", "threads": "threads"},
+            "event to recommendation, ms, every five seconds": {"p99": "p99_ms", "p50": "p50_ms"},
+            "records that wait": {"lag": "lag_events"},
+        }
+        write_lines(
+            options.plot,
+            f"One worker at {options.rate:,.0f} events/s",
+            [
+                Panel(
+                    title=title,
+                    x="minutes" if title == list(panels)[-1] else "",
+                    lines={
+                        name: [(one["minute"], one[column]) for one in samples]
+                        for name, column in columns.items()
+                    },
+                    height=120,
+                )
+                for title, columns in panels.items()
+            ],
+        )
 
 
 def main() -> None:

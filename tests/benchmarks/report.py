@@ -37,3 +37,23 @@ def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     """Write the figures with what they were measured on; nothing without a path."""
     if path is not None:
         path.write_text(json.dumps({"on": machine(), **figures}, indent=2) + "\n")
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows below their head: names to the left, numbers to the right, in three digits."""
+    lines = [head, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        numbers = (f"{text:>{width}}" for text, width in zip(others, widths[1:], strict=True))
+        print("  ".join((f"{first:{widths[0]}}", *numbers)), flush=True)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return shown(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def shown(value: float) -> str:
+    """Write a number in three digits, or more where it is large."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
