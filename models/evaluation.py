@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.packing import PAD, Indices, PackedHistories, pack_histories
+from models.processes import Processes
 from models.recommender import Recommender
 from models.scan import PackedLayout
 from models.shapes import UserItems, UserScores
@@ -147,30 +148,44 @@ def evaluate(
     *,
     mask_window: bool = True,
     ks: Sequence[int] = METRIC_KS,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Measure a recommender; only the last position of every window is scored.
 
     Dropout is off meanwhile, and then as it was before.
 
+    Args:
+        recommender: the model.
+        holdout: users and their targets, at least one.
+        mask_window: whether the items that the model sees are out of the ranking.
+        ks: lengths of the lists to look at.
+        processes: those that share the users and call this alike; None: this one ranks all.
+
     Returns:
-        The metrics of `ranking_metrics`.
+        The metrics of `ranking_metrics`, over all users.
 
     Raises:
         ValueError: there are no users.
+        ProcessLost: another process is gone.
     """
+    processes = processes or Processes()
+    share = slice(processes.rank, None, processes.count)
     config = recommender.config
     was_training = recommender.training
     recommender.eval()
     try:
-        ranks = rank_holdout(
+        own_ranks = rank_holdout(
             lambda window: recommender.scores(last_outputs(recommender, window)),
-            holdout,
+            Holdout(holdout.histories[share], holdout.targets[share]),
             n_items=config.n_items,
             max_length=config.max_length,
             mask_window=mask_window,
         )
     finally:
         recommender.train(was_training)
+    ranks = np.empty(len(holdout.targets), np.int64)
+    for rank, theirs in enumerate(processes.from_all(own_ranks)):
+        ranks[rank :: processes.count] = theirs
     return ranking_metrics(ranks, ks)
 
 

@@ -104,7 +104,7 @@ class TrainingWindows:
         return int(self.counts.sum())
 
     def batch(self, windows: Indices) -> PackedBatch:
-        """Pack the given windows, in the given order, at least one.
+        """Pack the given windows, in the given order.
 
         A cold window becomes a segment with the pad token and, where it has more than one label, a
         second segment with its items.
@@ -125,7 +125,7 @@ class TrainingWindows:
 
     def epoch(
         self, batch_size: int, *, seed: int, epoch: int, first_step: int = 0
-    ) -> Iterator[PackedBatch]:
+    ) -> Iterator[Indices]:
         """Go through every window once, in an order that depends on `seed` and `epoch` alone.
 
         Args:
@@ -135,11 +135,23 @@ class TrainingWindows:
             first_step: Batches to leave out at the start: where an interrupted epoch goes on.
 
         Yields:
-            The batches, the last one with what is left.
+            The windows of each batch, those of the last one what is left.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         for start in range(first_step * batch_size, len(self), batch_size):
-            yield self.batch(order[start : start + batch_size])
+            yield order[start : start + batch_size]
+
+    def share(self, windows: Indices, rank: int, count: int) -> Indices:
+        """Return one process's part of a batch's windows, with about as many labels as any other.
+
+        Args:
+            windows: Those of the batch.
+            rank: Which process, from 0.
+            count: Processes that share the batch; a single one gets it as it is.
+        """
+        if count == 1:
+            return windows
+        return windows[np.argsort(-self.counts[windows], kind="stable")][rank::count]
 
 
 def concatenate(sequences: Sequence[npt.ArrayLike]) -> tuple[Indices, Indices]:

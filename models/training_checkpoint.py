@@ -16,7 +16,7 @@ from models.errors import ModelError
 from models.evaluation import Holdout
 from models.packing import TrainingWindows, concatenate
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class ResumeMismatch(ModelError):
@@ -86,16 +86,14 @@ def write_training_checkpoint(
         raise CheckpointUnwritable(msg) from error
 
 
-def read_training_checkpoint(
-    path: Path, identity: dict[str, Any], device: torch.device
-) -> dict[str, Any]:
-    """Read the content of a checkpoint of this very training.
+def read_training_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Read the content of a checkpoint of this very training, tensors on the CPU.
 
     Raises:
         ResumeMismatch: the file is no checkpoint, or one of another training.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = content.pop("identity")
     except Exception as error:  # torch raises nearly anything for a file that it cannot read
         msg = f"{path} is no training checkpoint: {error}"

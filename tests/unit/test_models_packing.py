@@ -58,7 +58,7 @@ def test_an_epoch_visits_every_window_once_in_an_order_of_its_own() -> None:
 
     def labels(epoch: int) -> list[int]:
         return np.concatenate(
-            [batch.labels for batch in windows.epoch(16, seed=3, epoch=epoch)]
+            [windows.batch(chosen).labels for chosen in windows.epoch(16, seed=3, epoch=epoch)]
         ).tolist()
 
     assert labels(0) == labels(0)
@@ -74,7 +74,7 @@ def test_an_epoch_goes_on_where_it_was_left() -> None:
     rest = list(windows.epoch(10, seed=1, epoch=2, first_step=3))
 
     assert windows.batch_count(10) == len(whole) == 5
-    assert [b.labels.tolist() for b in rest] == [b.labels.tolist() for b in whole[3:]]
+    assert [chosen.tolist() for chosen in rest] == [chosen.tolist() for chosen in whole[3:]]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import torch
 from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout, evaluate
 from models.packing import Indices, TrainingWindows
+from models.processes import Processes
 from models.recommender import Recommender
 from models.training import (
     TrainingDiverged,
     TrainingProgress,
     TrainResult,
     Validation,
-    _Run,
     create_optimizer,
     train,
 )
@@ -29,6 +29,7 @@ from models.training_checkpoint import (
     read_training_checkpoint,
     write_training_checkpoint,
 )
+from models.training_run import TrainingRun
 
 N_ITEMS = 30
 CONFIG = ModelConfig(n_items=N_ITEMS, hidden_size=16, state_size=8, n_blocks=1, max_length=8)
@@ -217,7 +218,16 @@ def test_every_step_draws_anew() -> None:
 
     def drawn(seed: int) -> list[list[int]]:
         training = replace(TRAINING, sampled_negatives=10, seed=seed)
-        run = _Run(CONFIG, training, windows, VALIDATION, mask_window=True, device=CPU)
+        run = TrainingRun(
+            CONFIG,
+            training,
+            windows,
+            VALIDATION,
+            mask_window=True,
+            checkpoint_path=None,
+            processes=Processes(),
+            device=CPU,
+        )
         samples = []
         for run.epoch, run.step in ((0, 0), (0, 1), (1, 0), (1, 1)):
             negatives = run.draw_negatives()
@@ -382,6 +392,6 @@ def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint(tmp_path: Path) -> 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
-    kept = read_training_checkpoint(path, identity, torch.device("cpu"))
+    kept = read_training_checkpoint(path, identity)
     assert kept["weights"].shape == (4,)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
