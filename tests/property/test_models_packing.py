@@ -62,3 +62,19 @@ def test_every_labelled_position_sees_what_the_padded_form_shows_it(
 
     assert actual == expected
     assert windows.label_count == len(expected)
+
+
+@given(histories, st.integers(1, 7), st.integers(1, 5))
+def test_shares_of_a_batch_are_all_of_it_and_about_as_large(
+    sequences: list[list[int]], max_length: int, count: int
+) -> None:
+    """Every window is in one process's share; labels differ by one window's at most."""
+    windows = TrainingWindows.cut(sequences, max_length)
+    chosen = np.arange(len(windows))[::-1]
+
+    shares = [windows.share(chosen, rank, count) for rank in range(count)]
+    labels = [int(windows.counts[share].sum()) for share in shares]
+
+    assert sorted(np.concatenate(shares).tolist()) == sorted(chosen.tolist())
+    assert max(labels) - min(labels) <= max_length
+    assert windows.share(chosen, 0, 1).tolist() == chosen.tolist()

@@ -29,7 +29,7 @@ from models.training_checkpoint import (
     read_training_checkpoint,
     write_training_checkpoint,
 )
-from models.training_run import TrainingRun
+from models.training_run import STEPS_UNREAD, TrainingRun
 
 N_ITEMS = 30
 CONFIG = ModelConfig(n_items=N_ITEMS, hidden_size=16, state_size=8, n_blocks=1, max_length=8)
@@ -109,8 +109,16 @@ def test_the_seed_alone_decides() -> None:
         {"validate_every_steps": 3},
         {"validate_every_steps": 3, "ema_decay": 0.9},
         {"validate_every_steps": 3, "sampled_negatives": 10},
+        {
+            "validate_every_steps": 2,
+            "patience": 2,
+            "max_epochs": 100,
+            "learning_rate": 0.1,
+            "ema_decay": 0.5,
+            "sampled_negatives": 10,
+        },
     ],
-    ids=["each epoch", "within epochs", "averaged", "sampled"],
+    ids=["each epoch", "within epochs", "averaged", "sampled", "stopping early with all of it"],
 )
 @pytest.mark.parametrize("interrupted_at", [[1], [5], [6, 5, 4]])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
@@ -119,6 +127,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     """Killed at any steps and called again, it gives the same weights and history bit for bit."""
     training = replace(TRAINING, **changes)
     expected = train(CONFIG, training, SEQUENCES, VALIDATION)
+    assert (expected.stopped_by == "patience") == ("patience" in changes)
     path = tmp_path / "checkpoint.pt"
 
     for last in interrupted_at:
@@ -358,6 +367,32 @@ def test_a_loss_that_is_no_number_ends_it() -> None:
     """A step size beyond reason is an error that says where, not a model."""
     with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) in epoch 1, step \d"):
         train(CONFIG, replace(TRAINING, learning_rate=1e30), SEQUENCES, VALIDATION)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"validate_every_steps": 3, "ema_decay": 0.9}], ids=["epochs", "within epochs"]
+)
+def test_losses_read_in_blocks_come_to_the_same(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Where a GPU is not waited for at every step, history and weights stay as they are."""
+    training = replace(TRAINING, max_epochs=4, **changes)
+    expected = train(CONFIG, training, SEQUENCES, VALIDATION)
+    losses: list[float] = []
+
+    monkeypatch.setitem(STEPS_UNREAD, "cpu", 3)
+    result = train(
+        CONFIG,
+        training,
+        SEQUENCES,
+        VALIDATION,
+        progress=lambda progress: losses.append(progress.loss),
+    )
+    with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) in epoch 1, step [234]"):
+        train(CONFIG, replace(training, learning_rate=1e30), SEQUENCES, VALIDATION)
+
+    assert outcome(result) == outcome(expected)
+    assert len(set(losses)) < len(losses)
 
 
 @pytest.mark.parametrize(
