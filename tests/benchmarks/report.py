@@ -51,7 +51,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return shown(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def shown(value: float) -> str:
