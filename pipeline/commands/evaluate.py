@@ -1,6 +1,7 @@
 """`lrurec evaluate`: rank by the published protocol on a file."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ class Command:
 
     The protocol `lrurec` is that of the LRURec paper's code: every user's last item tests, the one
     before it validates; all items are ranked but those of the window that the model sees.
+    Under torchrun all processes train together.
     """
 
     data: tyro.conf.Positional[Path]
@@ -40,19 +42,25 @@ class Command:
 
 
 def run(command: Command) -> int:
-    """Measure and print."""
+    """Measure; the first process prints."""
     from rich.console import Console  # here and below: only for those who run
 
     from models.release import read_release
     from pipeline.training.file_evaluation import evaluate_file
+    from pipeline.training.processes import joined_processes
     from pipeline.training.view import metrics_table, training_bar
 
     started = time.monotonic()
     release = None if command.release is None else read_release(command.release)
-    with training_bar() as progress:
+    with (
+        joined_processes(command.settings.trainer) as processes,
+        training_bar() if processes.first else nullcontext() as progress,
+    ):
         report = evaluate_file(
-            command.settings, command.data, release, progress, command.checkpoint
+            command.settings, command.data, release, progress, command.checkpoint, processes
         )
+    if not processes.first:
+        return 0
     seconds = time.monotonic() - started
     Console().print(
         metrics_table(

@@ -3,9 +3,14 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.json_report import write_json_report
 from pipeline.settings import Settings, SettingsFlags, Switch
+
+if TYPE_CHECKING:
+    from models.processes import Processes
+    from pipeline.training.job import TrainingReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +19,7 @@ class Command:
 
     The last item of users is held out to measure by. A release that falls behind the one that
     serves, or behind popularity where none does, is not announced; the exit code is then 1.
+    Under torchrun all processes train together; the first does the rest.
     """
 
     no_announce: Switch = False
@@ -33,23 +39,41 @@ class Command:
 
 def run(command: Command) -> int:
     """Train; 0, or 1 for a release that was refused."""
-    from rich.console import Console  # here and below: only for those who run
+    from pipeline.training.job import help_to_train  # here and below: only for those who run
+    from pipeline.training.processes import joined_processes
 
+    with joined_processes(command.settings.trainer) as processes:
+        if not processes.first:
+            help_to_train(command.settings, processes)
+            return 0
+        report = _train(command, processes)
+    return _tell(command, report)
+
+
+def _train(command: Command, processes: "Processes") -> "TrainingReport":
     from pipeline.training.job import train_release
-    from pipeline.training.view import metrics_table, training_bar
+    from pipeline.training.view import training_bar
 
     try:
         with training_bar() as progress:
-            report = train_release(
+            return train_release(
                 command.settings,
                 progress,
                 announcing=not command.no_announce,
                 force=command.force,
                 resume=command.resume,
+                processes=processes,
             )
     except (KeyboardInterrupt, SystemExit):
         print("lrurec train: interrupted; go on with: lrurec train --resume", file=sys.stderr)
         raise
+
+
+def _tell(command: Command, report: "TrainingReport") -> int:
+    from rich.console import Console
+
+    from pipeline.training.view import metrics_table
+
     Console().print(metrics_table(report.metrics))
     release, data = report.release, report.data
     print(

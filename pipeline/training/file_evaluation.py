@@ -16,6 +16,7 @@ from models.config import ModelConfig
 from models.evaluation import Holdout, LeaveOneOut, evaluate, leave_one_out
 from models.packing import Indices
 from models.popularity import evaluate_popularity, item_counts
+from models.processes import Processes
 from models.release import Release
 from models.training import TrainingProgress, TrainResult, train
 from models.vocabulary import Vocabulary
@@ -23,8 +24,8 @@ from pipeline.data_files import Interactions, read_interactions
 from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.gate import evaluate_release
+from pipeline.training.processes import training_device
 from pipeline.training.scan_form import fastest_scan
-from pipeline.worker.served_model import choose_device
 
 MASK_WINDOW = True
 """As the protocol has it, whatever workers do with seen items."""
@@ -53,8 +54,9 @@ def evaluate_file(
     settings: Settings,
     path: Path,
     release: Release | None = None,
-    progress: Callable[[TrainingProgress], None] = lambda _: None,
+    progress: Callable[[TrainingProgress], None] | None = None,
     checkpoint_path: Path | None = None,
+    processes: Processes | None = None,
 ) -> FileEvaluation:
     """Train on a file and rank, or rank by a release that is there.
 
@@ -64,6 +66,7 @@ def evaluate_file(
         release: What to rank by, with the items that it knows; None: train.
         progress: Called after every step of a training.
         checkpoint_path: Written at every validation; a training that it is of goes on from it.
+        processes: Those that train and rank together, and all call this; None: this one.
 
     Raises:
         DataFileInvalid: The file is not what it should be.
@@ -78,7 +81,7 @@ def evaluate_file(
             f"{vocabulary.n_items} items and users with at most {max(map(len, sequences))}"
         )
         raise NotEnoughEvents(msg)
-    device = choose_device(settings.trainer.device)
+    device = training_device(settings.trainer)
     if settings.trainer.threads is not None:
         torch.set_num_threads(settings.trainer.threads)
     if release is None:
@@ -92,10 +95,13 @@ def evaluate_file(
                 mask_window=MASK_WINDOW,
                 progress=progress,
                 checkpoint_path=checkpoint_path,
+                processes=processes,
                 device=device,
             )
         validation = result.metrics
-        test = evaluate(result.recommender, split.test, mask_window=MASK_WINDOW)
+        test = evaluate(
+            result.recommender, split.test, mask_window=MASK_WINDOW, processes=processes
+        )
     else:
         config, result = release.config, None
         validation, test = (

@@ -8,18 +8,22 @@ items out (`recommend.exclude_seen`).
 
 A release that is refused stays in its folder, unannounced. An interrupted training can be resumed
 from its last validation; it then reads the same offsets again.
+
+Where several processes train, the first does all of this; the others get from it what it read, and
+help with the training alone.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from models.errors import ReleaseError
 from models.popularity import evaluate_popularity, item_counts
+from models.processes import Processes
 from models.release import Release, write_release
 from models.training import TrainingProgress, TrainResult, train
 from models.training_checkpoint import ResumeMismatch
@@ -27,6 +31,7 @@ from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, release_versions
 from pipeline.training.gate import evaluate_release, serving_release, why_refused
+from pipeline.training.processes import training_device
 from pipeline.training.scan_form import fastest_scan
 from pipeline.training.sequences import (
     MIN_SPLIT_ITEMS,
@@ -56,6 +61,15 @@ class AskBroker(Protocol):
 def ask_once(action: Callable[[], T]) -> T:
     """Do it; a Kafka that does not answer ends the training."""
     return action()
+
+
+class TrainingData(NamedTuple):
+    """What every process needs of what the first one read."""
+
+    n_items: int
+    """Items of the vocabulary."""
+    split: LastItemSplit
+    """What to train on and to validate by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +112,9 @@ def train_release(
     force: bool = False,
     resume: bool = False,
     ask_broker: AskBroker = ask_once,
+    processes: Processes | None = None,
 ) -> TrainingReport:
-    """Read, train, judge, write and announce.
+    """Read, train, judge, write and announce; where several processes train, the first one's part.
 
     Args:
         settings: All settings.
@@ -108,6 +123,7 @@ def train_release(
         force: Announce also one that is refused.
         resume: Go on where an interrupted training left off, if there is one.
         ask_broker: Everything that needs Kafka goes through it.
+        processes: Those that train; the others call `help_to_train` meanwhile. None: this one.
 
     Raises:
         NotEnoughEvents: The topic holds too little to train on.
@@ -118,6 +134,7 @@ def train_release(
             these settings, or the release cannot be written.
     """
     folder = TrainingFolder(settings.trainer.releases_dir)
+    processes = processes or Processes()
     with folder.locked():
         started_s, started = time.time(), time.monotonic()
         announcements = ask_broker(lambda: [one for _, one in read_announcements(settings)])
@@ -131,7 +148,8 @@ def train_release(
         except NotEnoughEvents:
             folder.clear()
             raise
-        result = _train(settings, read, split, folder, progress)
+        data_of_all = processes.from_first(TrainingData(read.vocabulary.n_items, split))
+        result = _train(settings, data_of_all, progress, processes)
         serving = serving_release(announcements)
         metrics = _compare(settings, read, split, result, serving)
         refused = why_refused(
@@ -182,6 +200,19 @@ def train_release(
         )
 
 
+def help_to_train(settings: Settings, processes: Processes) -> None:
+    """Take the part of a process that is not the first in its training.
+
+    Args:
+        settings: Those of the first process.
+        processes: All of them.
+
+    Raises:
+        models.errors.ModelError: The training diverged, or another process is gone.
+    """
+    _train(settings, processes.from_first(None), lambda _: None, processes)
+
+
 def _plan(
     settings: Settings,
     folder: TrainingFolder,
@@ -222,25 +253,22 @@ def _require_enough(read: TopicSequences, split: LastItemSplit, topic: str) -> N
 
 
 def _train(
-    settings: Settings,
-    read: TopicSequences,
-    split: LastItemSplit,
-    folder: TrainingFolder,
-    progress: Progress,
+    settings: Settings, data: TrainingData, progress: Progress, processes: Processes
 ) -> TrainResult:
     if settings.trainer.threads is not None:
         torch.set_num_threads(settings.trainer.threads)
     try:
         with fastest_scan(settings.trainer):
             return train(
-                settings.model.config(read.vocabulary.n_items),
+                settings.model.config(data.n_items),
                 settings.training,
-                split.train,
-                split.validation,
+                data.split.train,
+                data.split.validation,
                 mask_window=settings.recommend.exclude_seen,
                 progress=progress,
-                checkpoint_path=folder.checkpoint,
-                device=choose_device(settings.trainer.device),
+                checkpoint_path=TrainingFolder(settings.trainer.releases_dir).checkpoint,
+                processes=processes,
+                device=training_device(settings.trainer),
             )
     except ResumeMismatch as error:
         msg = f"{error}; train without --resume to start anew"
