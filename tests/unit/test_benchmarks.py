@@ -2,20 +2,28 @@
 
 import inspect
 import itertools
+import json
 import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.packing import PAD, TrainingWindows
+from pipeline.__main__ import main as lrurec
 from pipeline.engine.processor import Processor
 from pipeline.worker.recommend import RecommendationProcessor
+from tests.benchmarks import learning_curve
 from tests.benchmarks.bench_durable import CountingProcessor
 from tests.benchmarks.bench_intake import IdleProcessor
 from tests.benchmarks.bench_soak import trend
+from tests.benchmarks.forms import padded
 from tests.benchmarks.plot import Panel, ticks, write_lines
+from tests.benchmarks.sasrec import Sasrec
 from tests.faust_apps import OffsetProcessor
 
 SAMPLES = 240
@@ -132,3 +140,60 @@ def test_every_processor_is_called_as_the_engine_calls_it(processor: type) -> No
 
     got = {name: list(inspect.signature(getattr(processor, name)).parameters) for name in wanted}
     assert got == wanted
+
+
+def test_learning_curves_are_drawn_from_what_evaluate_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every validation of every run is a point of its lines; the table has the test's figures."""
+    rings = [" ".join(f"{(start + step) % 9}" for step in range(8)) for start in range(9)]
+    data = tmp_path / "ring.seq.txt"
+    data.write_text("".join(f"user-{number} {ring}\n" for number, ring in enumerate(rings)))
+    quick = ["--model.hidden-size", "8", "--training.max-epochs", "3"]
+    quick += ["--trainer.threads", "1", "--trainer.scan", "loop"]
+    report = tmp_path / "ring.json"
+    assert lrurec(["evaluate", str(data), *quick, "--json", str(report)]) == 0
+
+    plot = tmp_path / "curves.svg"
+    learning_curve.main(
+        [str(report), f"again={report}", "--plot", str(plot), "--reference", "other=0.5"]
+    )
+
+    picture = ElementTree.parse(plot).getroot()
+    lines = [line.get("points", "").split() for line in picture.iter(f"{SVG}polyline")]
+    assert [len(line) for line in lines] == [3, 3, 3, 3]
+    assert lines[0] == lines[1]
+    assert len({point.split(",")[1] for point in lines[2]}) == 3  # the loss falls
+    assert [text.text for text in picture.iter(f"{SVG}text")].count("other") == 1
+    test_recall = json.loads(report.read_text())["metrics"]["test"]["model"]["recall@10"]
+    assert f"{test_recall:.5f}" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_compared_sasrec_sees_the_past_alone_and_its_last_position_is_the_whole_one_s() -> None:
+    """What it computes for serving is what it computes for training."""
+    generator = torch.Generator().manual_seed(0)
+    model = Sasrec(20, 8, 6, 2, 0.2, generator).eval()
+    items = torch.randint(1, 21, (5, 6), generator=generator)
+    changed = items.clone()
+    changed[:, 4:] = 1 + changed[:, 4:] % 20
+
+    with torch.inference_mode():
+        outputs = model(items)
+        torch.testing.assert_close(model.encode(items), outputs[:, -1])
+        torch.testing.assert_close(model(changed)[:, :4], outputs[:, :4])
+        assert not torch.allclose(model(changed)[:, 4:], outputs[:, 4:])
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_padded_windows_hold_what_packed_ones_do(before: bool) -> None:
+    """A pad stands only where there is no item, and has no label but the first item's."""
+    windows = TrainingWindows.cut([[1, 2, 3], list(range(1, 12))], 4)
+
+    items, labels = padded(windows, np.arange(len(windows)), 4, before=before)
+
+    packed = windows.batch(np.arange(len(windows)))
+    real = labels != PAD
+    assert items[real].tolist() == packed.items.tolist()
+    assert labels[real].tolist() == packed.labels.tolist()
+    assert not items[~real].any()
+    assert bool(real[0, -1]) is before
