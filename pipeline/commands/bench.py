@@ -36,20 +36,23 @@ class Command:
     """
 
     name: tyro.conf.Positional[Name]
-    """scan: every form of the scan beside the speed of memory. step: one step against a scan. topk:
-    the best items of a catalogue, three ways. train: a packed training step against the plain form.
-    store: state rows to and from the disk. intake: records from Kafka to an agent that does
-    nothing. durable: the same with rows and outputs made durable. restore: state rows from the
-    changelog to the disk. pipeline: the whole worker. scale: one worker process beside two.
-    partitions: 64 of them on one worker beside 4. pauses: how long partitions stand still when
-    workers come, go and die. soak: one worker for twenty minutes, and whether its memory stays as
-    it is."""
+    """scan: every form of the scan beside the speed of memory. step: one step against a scan, and
+    beside a SASRec that encodes anew. topk: the best items of a catalogue, several ways. train: a
+    packed training step against the published form and a SASRec's. store: state rows to and from
+    the disk. intake: records from Kafka to an agent that does nothing. durable: the same with rows
+    and outputs made durable. restore: state rows from the changelog to the disk. pipeline: the
+    whole worker. scale: one worker process beside two. partitions: 64 of them on one worker beside
+    4. pauses: how long partitions stand still when workers come, go and die. soak: one worker for
+    twenty minutes, and whether its memory stays as it is."""
 
     options: tyro.conf.Positional[tuple[str, ...]] = ()
     """The benchmark's own options, behind two dashes: lrurec bench step -- --rounds 50."""
 
     json: Path | None = None
     """File to write the figures to, with the machine and the versions."""
+
+    plot: Path | None = None
+    """SVG file to draw them in; scan, step, topk, train and soak can."""
 
     settings: SettingsFlags = field(default_factory=Settings)
 
@@ -68,6 +71,7 @@ def run(command: Command) -> int:
             "project: run make bench, or lrurec bench from the checkout's own .venv"
         )
         raise PipelineError(msg)
-    wish = [] if command.json is None else ["--json", str(command.json.resolve())]
-    arguments = [sys.executable, "-m", module, *wish, *command.options]
+    files = {"--json": command.json, "--plot": command.plot}
+    wishes = [word for flag, path in files.items() if path for word in (flag, str(path.resolve()))]
+    arguments = [sys.executable, "-m", module, *wishes, *command.options]
     return subprocess.run(arguments, cwd=root, check=False).returncode

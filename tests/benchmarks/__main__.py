@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks [--output DIR] [NAME ...]
 
-Writes DIR/<name>.json for each (default: .lrurec/benchmarks). Exit code 1 where one failed; the
-others run all the same.
+Writes DIR/<name>.json for each (default: .lrurec/benchmarks), and DIR/<name>.svg for those that
+draw. Exit code 1 where one failed; the others run all the same.
 """
 
 import argparse
@@ -19,6 +19,12 @@ def benchmark_names() -> list[str]:
     return sorted(
         path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*")
     )
+
+
+def draws(name: str) -> bool:
+    """Whether a benchmark takes --plot."""
+    path = Path(__file__).parent / f"bench_{name}.py"
+    return '"--plot"' in path.read_text()
 
 
 def main() -> int:
@@ -37,12 +43,16 @@ def main() -> int:
     for name in options.names or names:
         print(f"\n== {name}", flush=True)
         report = output / f"{name}.json"
-        report.unlink(missing_ok=True)  # figures of an earlier run must not pass for new ones
+        plot = output / f"{name}.svg"
+        for path in (report, plot):
+            path.unlink(missing_ok=True)  # what an earlier run wrote must not pass for new
         module = f"tests.benchmarks.bench_{name}"
         arguments = [sys.executable, "-m", module, "--json", str(report)]
+        if draws(name):
+            arguments += ["--plot", str(plot)]
         if subprocess.run(arguments, cwd=ROOT, check=False).returncode != 0:
             failed.append(name)
-    print(f"\nfigures in {output}")
+    print(f"\nfigures and plots in {output}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
