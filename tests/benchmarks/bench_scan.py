@@ -121,6 +121,25 @@ def measure(todo: dict[str, Callable[[], object]], rounds: int) -> dict[str, dic
     return figures
 
 
+def draw_plot(
+    path: Path,
+    by_length: dict[int, dict[str, dict[str, float]]],
+    shape: tuple[int, int],
+    threads: int,
+) -> None:
+    """Draw the time of a row over the length, for so many sequences and channels."""
+    batch, channels = shape
+    lines = {
+        name: [(n, 1000 * by_length[n][name]["median_ms"] / (n * batch)) for n in by_length]
+        for name in next(iter(by_length.values()))
+    }
+    panel = Panel(
+        title="us a row, logarithmic", x="rows of a sequence", lines=lines, log_x=True, log_y=True
+    )
+    title = f"The scan, forwards and backwards, {batch} sequences of {channels} channels"
+    write_lines(path, f"{title}, threads: {threads}", [panel])
+
+
 def main() -> None:
     """Measure, print the tables and write figures and plot where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,24 +176,8 @@ def main() -> None:
         },
     )
     if arguments.plot is not None:
-        rows = {length: arguments.batch * length for length in by_length}
-        lines = {
-            name: [(n, 1000 * by_length[n][name]["median_ms"] / rows[n]) for n in by_length]
-            for name in next(iter(by_length.values()))
-        }
-        panel = Panel(
-            title="us a row, logarithmic",
-            x="rows of a sequence",
-            lines=lines,
-            log_x=True,
-            log_y=True,
-        )
-        write_lines(
-            arguments.plot,
-            f"The scan, forwards and backwards, {arguments.batch} sequences of "
-            f"{arguments.channels} channels, {torch.get_num_threads()} threads",
-            [panel],
-        )
+        shape = (arguments.batch, arguments.channels)
+        draw_plot(arguments.plot, by_length, shape, torch.get_num_threads())
 
 
 if __name__ == "__main__":

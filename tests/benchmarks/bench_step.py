@@ -212,7 +212,7 @@ def draw_plot(path: Path, ways: dict[int, dict[str, float]], ages: list[Any], th
             height=120,
         ),
     ]
-    write_lines(path, f"What one more event of a user costs, {threads} thread(s)", panels)
+    write_lines(path, f"What one more event of a user costs, threads: {threads}", panels)
 
 
 @torch.inference_mode()

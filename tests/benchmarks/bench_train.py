@@ -198,6 +198,20 @@ def measure_sampled(items: int, sampled: int, window_count: int, steps: int) -> 
     }
 
 
+def draw_plot(path: Path, forms: dict[str, dict[str, float]], figures: dict[str, Any]) -> None:
+    """Draw the time of every form."""
+    catalogue = f"{figures['items']:,} items" if "items" in figures else "128 windows of up to 200"
+    write_bars(
+        path,
+        f"A training step, {catalogue}, threads: {figures['threads']}",
+        "ms",
+        {
+            name: (form["ms"], f"{form['ratio']:.1f} times as long" if form["ratio"] != 1 else "")
+            for name, form in forms.items()
+        },
+    )
+
+
 def main() -> None:
     """Measure, print the figures and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -235,12 +249,7 @@ def main() -> None:
     print_table(("besides", ""), list(figures.items()))
     write_json(arguments.json, {"forms": forms, **figures})
     if arguments.plot is not None:
-        write_bars(
-            arguments.plot,
-            f"A training step, {figures['threads']} threads",
-            "ms",
-            {name: (form["ms"], f"{form['ratio']:.1f} times") for name, form in forms.items()},
-        )
+        draw_plot(arguments.plot, forms, figures)
 
 
 if __name__ == "__main__":
