@@ -3,7 +3,9 @@
 import inspect
 import itertools
 import json
+import re
 import tempfile
+import typing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from models.packing import PAD, TrainingWindows
 from pipeline.__main__ import main as lrurec
+from pipeline.commands import bench
 from pipeline.engine.processor import Processor
 from pipeline.worker.recommend import RecommendationProcessor
 from tests.benchmarks import learning_curve
@@ -197,3 +200,12 @@ def test_padded_windows_hold_what_packed_ones_do(before: bool) -> None:
     assert labels[real].tolist() == packed.labels.tolist()
     assert not items[~real].any()
     assert bool(real[0, -1]) is before
+
+
+def test_every_benchmark_stands_on_their_page() -> None:
+    """Whoever looks for one finds what it measures."""
+    page = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+    rows = re.findall(r"^\| `lrurec bench (\w+)` \|", page.read_text(), re.MULTILINE)
+
+    assert sorted(rows) == sorted(typing.get_args(bench.Name))
