@@ -17,6 +17,7 @@ WIDTH, PANEL, BAR = 760, 240, 26
 LEFT, RIGHT, TOP, TITLE, GAP = 80, 56, 20, 28, 52
 CHARACTER = 7.2  # of a name at 12 px, generously: nobody's font is known here
 ROW = 16  # from one name to the next
+MARGIN = 24  # from the lines to their names, with a mark between
 COLOURS = ("#0060a8", "#b03a00", "#00704f", "#7b3f8c", "#5f5f5f", "#7a5c00", "#9c1f45")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 MARKS = (
@@ -64,7 +65,7 @@ def ticks(low: float, high: float) -> list[float]:
     """Return round numbers, the first at or below the low end, the last at or above the high."""
     span = max(high - low, abs(high) * 1e-3, 1e-9)
     power = 10.0 ** math.floor(math.log10(span / TICKS))
-    step = next(power * d for d in (1, 2, 5, 10) if power * d * TICKS >= span)
+    step = next(power * d for d in (1, 2, 2.5, 5, 10) if power * d * TICKS >= span)
     first = math.floor(low / step)
     return [step * n for n in range(first, max(math.ceil(high / step), first + 1) + 1)]
 
@@ -98,7 +99,7 @@ def spread_out(wanted: Sequence[float], apart: float, low: float, high: float) -
 def write_lines(path: Path, title: str, panels: Sequence[Panel]) -> None:
     """Draw the panels one below the other, and say in a line what they show."""
     names = [name for panel in panels for name in (*panel.lines, *panel.levels)]
-    right = WIDTH - max(RIGHT, 20 + CHARACTER * max(map(len, names)))
+    right = WIDTH - max(RIGHT, MARGIN + 6 + CHARACTER * max(map(len, names)))
     parts, top = list[str](), TOP + 20.0
     for panel in panels:
         top += TITLE
@@ -183,26 +184,31 @@ def _panel(panel: Panel, right: float, top: float, bottom: float) -> Iterable[st
     places = spread_out([*ends, *levels], ROW, top, bottom)
     for number, ((name, line), place) in enumerate(zip(lines.items(), places, strict=False)):
         yield from _line([(across.place(x), up.place(y)) for x, y in line], number)
-        yield _text(right + 12, place, name, "start", COLOURS[number % len(COLOURS)])
+        yield _mark(right + MARGIN - 9, place, number)
+        yield _text(right + MARGIN, place, name, "start", COLOURS[number % len(COLOURS)])
     for (name, level), place in zip(
         zip(panel.levels, levels, strict=True), places[len(ends) :], strict=True
     ):
         yield _rule(LEFT, level, right, level, "#222222", "6 4")
-        yield _text(right + 12, place, name, "start")
+        yield _text(right + MARGIN, place, name, "start")
 
 
 def _line(points: Sequence[tuple[float, float]], number: int) -> Iterable[str]:
     """Draw a line with its marks, evenly, the last point's among them."""
     colour = COLOURS[number % len(COLOURS)]
-    dashes, mark = DASHES[number % len(DASHES)], MARKS[number % len(MARKS)]
-    dashes = dashes if len(points) <= MOST_DASHED else ""
+    dashes = DASHES[number % len(DASHES)] if len(points) <= MOST_DASHED else ""
     way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     yield (
         f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2" '
         f'stroke-dasharray="{dashes or "none"}"/>'
     )
     for x, y in points[:: -max(1, math.ceil(len(points) / MOST_MARKS))]:
-        yield f'<path d="{mark}" transform="translate({x:.1f} {y:.1f})" fill="{colour}"/>'
+        yield _mark(x, y, number)
+
+
+def _mark(x: float, y: float, number: int) -> str:
+    mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
+    return f'<path d="{mark}" transform="translate({x:.1f} {y:.1f})" fill="{colour}"/>'
 
 
 def _tick(value: float) -> str:
