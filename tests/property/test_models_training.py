@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from models.config import ModelConfig
 from models.packing import TrainingWindows
 from models.recommender import Recommender
-from tests.benchmarks.bench_train import PlainRecommender, disagreement, padded
+from tests.benchmarks.bench_train import disagreement
+from tests.benchmarks.forms import PublishedRecommender, padded
 
 N_ITEMS = 12
 LOSS_RELATIVE = 1e-6
@@ -35,9 +36,9 @@ def test_loss_and_gradients_are_those_of_the_padded_form(
 
     differences = disagreement(
         packed,
-        PlainRecommender(packed),
+        PublishedRecommender(packed),
         windows.batch(chosen),
-        *padded(windows, chosen, max_length),
+        *padded(windows, chosen, max_length, before=True),
     )
 
     assert differences["loss_relative_difference"] <= LOSS_RELATIVE
