@@ -194,5 +194,5 @@ def last_outputs(recommender: Recommender, window: PackedHistories) -> Tensor:
     device = recommender.item_embedding.device
     layout = PackedLayout.from_lengths(torch.from_numpy(window.lengths), device)
     items = torch.from_numpy(window.items).to(device)
-    outputs = recommender.forward_time_major(items[layout.to_time_major], layout)
-    return outputs[layout.last_rows][layout.rank]
+    last_rows = layout.last_rows[layout.rank]
+    return recommender.forward_time_major(items[layout.to_time_major], layout, last_rows)

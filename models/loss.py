@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.precision import add_product, multiply_into
 from models.shapes import PackedItems, PackedRows
 
 CHUNK_LOGITS = 2**21
@@ -27,6 +28,7 @@ def cross_entropy(
     labels: PackedItems,
     *,
     chunk_rows: int | None = None,
+    products: torch.dtype | None = None,
 ) -> Tensor:
     """Mean over positions of -log softmax(outputs weight^T + bias)[label].
 
@@ -39,6 +41,8 @@ def cross_entropy(
         bias: (v,).
         labels: the right item of each position, 0 <= label < v.
         chunk_rows: positions scored at a time; None: chosen from v.
+        products: dtype that matrices are multiplied in; None: the inputs'. Softmax, loss and the
+            sums of gradients are of the inputs' dtype always.
 
     Returns:
         A scalar of the inputs' dtype.
@@ -50,10 +54,11 @@ def cross_entropy(
         msg = "cross_entropy needs at least one position, got none"
         raise ValueError(msg)
     rows = chunk_rows or max(MIN_CHUNK_ROWS, CHUNK_LOGITS // len(weight))
+    kind = products or outputs.dtype
     if torch.is_grad_enabled():
-        loss: Tensor = _ChunkedCrossEntropy.apply(outputs, weight, bias, labels, rows)
+        loss: Tensor = _ChunkedCrossEntropy.apply(outputs, weight, bias, labels, rows, kind)
         return loss
-    return _chunked(outputs, weight, bias, labels, rows, (False, False, False)).loss
+    return _chunked(outputs, weight, bias, labels, rows, kind, (False, False, False)).loss
 
 
 class _LossAndGradients(NamedTuple):
@@ -69,6 +74,7 @@ def _chunked(
     bias: Tensor,
     labels: Tensor,
     rows: int,
+    kind: torch.dtype,
     needed: tuple[bool, ...],
 ) -> _LossAndGradients:
     """Make the loss and the needed gradients (of outputs, weight, bias), `rows` at a time.
@@ -77,29 +83,30 @@ def _chunked(
     adding it to the logits and summing its gradient then cost no passes of their own.
     """
     count, items = len(outputs), len(weight)
-    inputs = torch.cat((outputs, outputs.new_ones(count, 1)), 1)  # (t, d + 1)
-    table = torch.cat((weight.t(), bias[None]))  # (d + 1, v)
+    inputs = torch.cat((outputs, outputs.new_ones(count, 1)), 1).to(kind)  # (t, d + 1)
+    table = torch.cat((weight.t(), bias[None])).to(kind)  # (d + 1, v)
+    factors = weight.to(kind)
     losses = outputs.new_empty(count)
     logits = outputs.new_empty(min(rows, count), items)
-    log_shares = torch.empty_like(logits)
+    shares = torch.empty_like(logits)
     grad_outputs = torch.empty_like(outputs) if needed[0] else None
-    grad_table = torch.zeros_like(table) if needed[1] or needed[2] else None
+    grad_table = torch.zeros_like(table, dtype=outputs.dtype) if needed[1] or needed[2] else None
     minus_one = outputs.new_full((1, 1), -1.0)
 
     for start in range(0, count, rows):
         chunk = slice(start, start + rows)
         x, y = inputs[chunk], labels[chunk, None]
-        log_share = log_shares[: len(x)]
-        torch.log_softmax(torch.mm(x, table, out=logits[: len(x)]), 1, out=log_share)
-        losses[chunk] = -log_share.gather(1, y).squeeze(1)
+        scores, share = logits[: len(x)], shares[: len(x)]
+        torch.softmax(multiply_into(scores, x, table, kind), 1, out=share)
+        losses[chunk] = label_losses(scores, share, y)
         if not any(needed):
             continue
         # The gradient of one position's loss in its logits: softmax, less one at the label.
-        grad = log_share.exp_().scatter_add_(1, y, minus_one.expand_as(y))
+        grad = share.scatter_add_(1, y, minus_one.expand_as(y)).to(kind)
         if grad_outputs is not None:
-            torch.mm(grad, weight, out=grad_outputs[chunk])
+            multiply_into(grad_outputs[chunk], grad, factors, kind)
         if grad_table is not None:
-            grad_table.addmm_(x.t(), grad)
+            add_product(grad_table, x.t(), grad, kind)
 
     if grad_outputs is not None:
         grad_outputs.div_(count)
@@ -113,14 +120,38 @@ def _chunked(
     )
 
 
+def label_losses(logits: Tensor, shares: Tensor, labels: Tensor) -> Tensor:
+    """Return -log of each label's share, (t,).
+
+    A share too small for its dtype is taken from the logits, in two passes more. A GPU always does
+    that: to look for such a share first would be to wait for it.
+
+    Args:
+        logits: (t, v), -inf allowed, but not at a label.
+        shares: (t, v), their softmax.
+        labels: int64 (t, 1).
+    """
+    own = shares.gather(1, labels)
+    if own.device.type == "cpu" and own.min() >= torch.finfo(own.dtype).tiny:
+        return -own.log().squeeze(1)
+    distance = logits.amax(1) - logits.gather(1, labels).squeeze(1)
+    return distance - shares.amax(1).log()
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The loss whose forward pass already makes the gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, outputs: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: int
+        ctx: Any,
+        outputs: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        rows: int,
+        kind: torch.dtype,
     ) -> Tensor:
-        made = _chunked(outputs, weight, bias, labels, rows, ctx.needs_input_grad[:3])
+        made = _chunked(outputs, weight, bias, labels, rows, kind, ctx.needs_input_grad[:3])
         ctx.save_for_backward(made.outputs, made.weight, made.bias)
         return made.loss
 
@@ -129,4 +160,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # A graph may be gone through twice (retain_graph): what is saved must stay as it is.
         grads = [None if saved is None else saved * scale for saved in ctx.saved_tensors]
-        return (*grads, None, None)
+        return (*grads, None, None, None)

@@ -72,8 +72,16 @@ class LinearRecurrentUnit(nn.Module):
         gamma = torch.exp(self.gamma_log).repeat_interleave(2)
         return self.in_weight * gamma[:, None], self.in_bias * gamma
 
-    def forward(self, x: PackedRows, layout: PackedLayout) -> PackedRows:
-        """Map time-major rows, each segment from the zero state."""
+    def forward(
+        self, x: PackedRows, layout: PackedLayout, wanted: Tensor | None = None
+    ) -> PackedRows:
+        """Map time-major rows, each segment from the zero state.
+
+        Args:
+            x: the rows.
+            layout: where they lie.
+            wanted: int64, the rows to return alone; None: all.
+        """
         u = F.linear(x, *self.input_projection())  # (t, 2c)
         h = scan_time_major(
             torch.view_as_complex(u.view(-1, self.nu_log.shape[0], 2)),
@@ -81,6 +89,8 @@ class LinearRecurrentUnit(nn.Module):
             None,
             layout,
         )
+        if wanted is not None:
+            h, x = h[wanted], x[wanted]
         y = F.linear(torch.view_as_real(h).flatten(1), self.out_weight, self.out_bias)
         return self.norm(dropout(y, self.dropout, self.training) + x)  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
 
@@ -114,6 +124,8 @@ class Block(nn.Module):
         self.lru = LinearRecurrentUnit(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: PackedRows, layout: PackedLayout) -> PackedRows:
-        """Map time-major rows, each segment from the zero state."""
-        return self.feed_forward(self.lru(x, layout))  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
+    def forward(
+        self, x: PackedRows, layout: PackedLayout, wanted: Tensor | None = None
+    ) -> PackedRows:
+        """Map time-major rows, each segment from the zero state; return those wanted, else all."""
+        return self.feed_forward(self.lru(x, layout, wanted))  # type: ignore[no-any-return]  # nn.Module.__call__ has no types

@@ -78,12 +78,22 @@ class Recommender(nn.Module):
         layout = PackedLayout.from_lengths(lengths, items.device)
         return self.forward_time_major(items[layout.to_time_major], layout)[layout.to_packed]
 
-    def forward_time_major(self, items: PackedItems, layout: PackedLayout) -> PackedRows:
-        """Do what `forward` does for items and outputs that lie time-major: no reordering."""
+    def forward_time_major(
+        self, items: PackedItems, layout: PackedLayout, wanted: Tensor | None = None
+    ) -> PackedRows:
+        """Do what `forward` does for items and outputs that lie time-major: no reordering.
+
+        Args:
+            items: indices in 0..n_items, time-major.
+            layout: where they lie.
+            wanted: int64, the time-major rows whose outputs are to be returned; None: all. Behind
+                the last recurrence nothing is computed for the others.
+        """
         x: Tensor = F.embedding(items, self.item_embedding)
         x = self.embedding_norm(dropout(x, self.config.dropout, self.training))
-        for block in self.blocks:
-            x = block(x, layout)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x = block(x, layout, wanted if number == last else None)
         return x
 
     def scores(self, outputs: PackedRows) -> PackedScores:

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.loss import CHUNK_LOGITS, MIN_CHUNK_ROWS
+from models.loss import CHUNK_LOGITS, MIN_CHUNK_ROWS, label_losses
 from models.packing import Indices
+from models.precision import add_product, multiply_into
 from models.shapes import PackedItems, PackedRows
 
 POPULAR_SHARE = 0.5
@@ -73,6 +74,7 @@ def sampled_cross_entropy(
     negatives: Negatives,
     *,
     chunk_rows: int | None = None,
+    products: torch.dtype | None = None,
 ) -> Tensor:
     """Mean over positions of the cross-entropy of the label among itself and the sample.
 
@@ -85,6 +87,7 @@ def sampled_cross_entropy(
         labels: the right item of each position, 0 <= label < v.
         negatives: the sample, at least one item, on the device of `outputs`.
         chunk_rows: positions scored at a time; None: chosen from the size of the sample.
+        products: dtype that matrices are multiplied in; None: the inputs', as all else is.
 
     Returns:
         A scalar of the inputs' dtype.
@@ -110,6 +113,7 @@ def sampled_cross_entropy(
         columns,
         negatives.log_weights.to(outputs.dtype),
         chunk_rows or max(MIN_CHUNK_ROWS, CHUNK_LOGITS // count),
+        products or outputs.dtype,
     )
     return loss
 
@@ -126,6 +130,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
         columns: Tensor,
         log_weights: Tensor,
         rows: int,
+        kind: torch.dtype,
     ) -> Tensor:
         """Make the loss and the gradients, `rows` positions at a time.
 
@@ -133,33 +138,35 @@ class _SampledCrossEntropy(torch.autograd.Function):
         """
         positions, drawn = len(outputs), len(log_weights)
         weight, own_weight = table[:drawn], table[drawn:]
-        inputs = torch.cat((outputs, outputs.new_ones(positions, 1)), 1)  # (t, d + 1)
+        inputs = torch.cat((outputs, outputs.new_ones(positions, 1)), 1).to(kind)  # (t, d + 1)
         drawn_biases = biases[:drawn] + log_weights
-        sample = torch.cat((weight.t(), drawn_biases[None]))  # (d + 1, n)
+        sample = torch.cat((weight.t(), drawn_biases[None])).to(kind)  # (d + 1, n)
+        factors = weight.to(kind)
         own_logits = (outputs * own_weight).sum(1) + biases[drawn:]
         losses = torch.empty_like(own_logits)
         logits = outputs.new_empty(min(rows, positions), drawn + 1)
         grad_outputs, grad_table = torch.empty_like(outputs), torch.zeros_like(table)
         grad_biases = torch.zeros_like(biases)
-        grad_sample = torch.zeros_like(sample)
+        grad_sample = torch.zeros_like(sample, dtype=outputs.dtype)
+        label_column = columns.new_full((1, 1), drawn)
         nothing = outputs.new_full((1, 1), -torch.inf)
 
         for start in range(0, positions, rows):
             chunk = slice(start, start + rows)
             x = inputs[chunk]
             scores = logits[: len(x)]
-            torch.mm(x, sample, out=scores[:, :drawn])
+            multiply_into(scores[:, :drawn], x, sample, kind)
             scores.scatter_(1, columns[chunk, None], nothing.expand(len(x), 1))
             scores[:, drawn] = own_logits[chunk]  # the label's column, also where it stood for none
-            log_shares = torch.log_softmax(scores, 1)
-            losses[chunk] = -log_shares[:, drawn]
+            shares = torch.softmax(scores, 1)
+            losses[chunk] = label_losses(scores, shares, label_column.expand(len(x), 1))
             # The gradient of one position's loss in its logits: softmax, less one at the label.
-            grad = log_shares.exp_()
+            grad = shares
             grad[:, drawn] -= 1
-            own_grad = grad[:, drawn:]
-            torch.mm(grad[:, :drawn], weight, out=grad_outputs[chunk])
+            own_grad, drawn_grad = grad[:, drawn:], grad[:, :drawn].to(kind)
+            multiply_into(grad_outputs[chunk], drawn_grad, factors, kind)
             grad_outputs[chunk].addcmul_(own_grad, own_weight[chunk])
-            grad_sample.addmm_(x.t(), grad[:, :drawn])
+            add_product(grad_sample, x.t(), drawn_grad, kind)
             torch.mul(own_grad, outputs[chunk], out=grad_table[drawn:][chunk])
             grad_biases[drawn:][chunk] = own_grad[:, 0]
 
@@ -172,4 +179,4 @@ class _SampledCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # A graph may be gone through twice (retain_graph): what is saved must stay as it is.
-        return (*(saved * scale for saved in ctx.saved_tensors), None, None, None)
+        return (*(saved * scale for saved in ctx.saved_tensors), None, None, None, None)

@@ -95,6 +95,22 @@ def test_huge_logits_give_a_finite_loss() -> None:
     assert cross_entropy(outputs, weight, bias, torch.tensor([1])).item() == 1000
 
 
+@pytest.mark.parametrize("distance", [80.0, 88.0, 95.0, 110.0, 1000.0])
+def test_shares_below_the_least_number_are_taken_from_the_logits(distance: float) -> None:
+    """A label's share of e^-95 is no number of float32 any more; loss and gradients are as ever."""
+    bias = torch.zeros(40)
+    bias[7] = -distance
+    inputs = [torch.zeros(3, 8), torch.ones(40, 8), bias]
+    inputs = [x.requires_grad_() for x in inputs]
+    labels = torch.tensor([3, 7, 5])
+    expected = torch.autograd.grad(plain(inputs, labels), inputs)
+
+    loss = cross_entropy(*inputs, labels)
+
+    torch.testing.assert_close(loss, plain(inputs, labels), rtol=LOSS_RELATIVE, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), expected)
+
+
 def test_no_position_is_refused() -> None:
     """The mean of nothing is a mistake of the caller, not a NaN."""
     with pytest.raises(ValueError, match="at least one position, got none"):
