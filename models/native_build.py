@@ -1,12 +1,14 @@
 """Libraries in C++, compiled on the machine that uses them.
 
 One call of the system's compiler, without torch's headers and without a build tool: a second or
-two. A library is kept in a folder, under a name that says what it was made of and for: sources,
-flags, compiler, processor and torch, whose OpenMP runtime it shares. Processes that build at the
+two. A library is kept in a folder, under a name that says what it was made of and for (sources,
+flags, compiler, processor and torch, whose OpenMP runtime it shares) and what is in it: a full disk
+or a copy may have cut it short, and loading that kills the process. Processes that build at the
 same time do not disturb each other: each writes a file of its own and renames it.
 """
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -23,6 +25,8 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 """Nothing that changes what infinities and NaNs do."""
 BUILD_LIMIT_S = 60
 
+_log = logging.getLogger(__name__)
+
 
 class NativeUnavailable(ModelError):
     """A native form cannot be had on this machine; the message says why.
@@ -33,7 +37,7 @@ class NativeUnavailable(ModelError):
 
 
 def build_library(source: Path, name: str, folder: Path) -> Path:
-    """Return the library made of a source, built now if the folder does not hold it.
+    """Return the library made of a source, built now if the folder does not hold it undamaged.
 
     Args:
         source: One C++ file, which includes no other of ours.
@@ -50,15 +54,28 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
         msg = f"no C++ compiler: none of {', '.join(COMPILERS)} in the PATH"
         raise NativeUnavailable(msg)
     try:
-        library = folder.expanduser() / f"{name}-{_fingerprint(compiler, source)}.so"
-        library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _require_private(library.parent)
-        if not library.exists():
-            _build(compiler, source, library)
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _require_private(folder)
+        stem = f"{name}-{_fingerprint(compiler, source)}"
+        return _kept(folder, stem) or _build(compiler, source, folder, stem)
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # Runtime: no home
         msg = f"the library for it cannot be made in {folder}: {error}"
         raise NativeUnavailable(msg) from error
-    return library
+
+
+def _kept(folder: Path, stem: str) -> Path | None:
+    """Return the library that is as it was built, if there is one."""
+    for library in sorted(folder.glob(f"{stem}-*.so")):
+        if library.name == _file_name(stem, library):
+            return library
+        # Not removed: another process may have put a good one in its place by now.
+        _log.warning("%s is damaged (%d bytes): built again", library, library.stat().st_size)
+    return None
+
+
+def _file_name(stem: str, library: Path) -> str:
+    return f"{stem}-{hashlib.sha256(library.read_bytes()).hexdigest()[:32]}.so"
 
 
 def _require_private(folder: Path) -> None:
@@ -90,25 +107,22 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(names)}))
 
 
-def _build(compiler: str, source: Path, library: Path) -> None:
-    number, name = tempfile.mkstemp(dir=library.parent, prefix=".building-", suffix=".so")
-    os.close(number)
-    building = Path(name)
-    try:
-        done = _run([compiler, *FLAGS, str(source), "-o", name])
+def _build(compiler: str, source: Path, folder: Path, stem: str) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as place:
+        # By the same name each time: some linkers write it into the library.
+        building = Path(place, "library.so")
+        done = _run([compiler, *FLAGS, str(source.resolve()), "-o", building.name], place)
         if done.returncode != 0:
             first = next(iter(done.stderr.splitlines()), "no message")
             msg = f"{compiler} fails with exit code {done.returncode}: {first}"
             raise NativeUnavailable(msg)
         building.chmod(0o700)
-        with building.open("rb") as file:  # a cut-off library would kill whoever loads it
+        with building.open("rb") as file:
             os.fsync(file.fileno())
-        building.replace(library)
-    finally:
-        building.unlink(missing_ok=True)
+        return building.replace(folder / _file_name(stem, building))
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], folder: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=BUILD_LIMIT_S
+        command, capture_output=True, text=True, check=False, timeout=BUILD_LIMIT_S, cwd=folder
     )

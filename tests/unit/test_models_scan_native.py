@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -104,12 +105,51 @@ def test_a_build_that_fails_is_told_and_leaves_nothing_behind(
     assert libraries(tmp_path / "cache") == []
 
 
-def test_a_damaged_library_is_told_by_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", ["scan.native.load_native", "serving_native.load_native_serving"])
+@pytest.mark.parametrize("damage", ["cut short", "zeros", "one byte", "empty"])
+def test_a_damaged_library_is_built_again_before_it_is_loaded(
+    damage: str, load: str, tmp_path: Path
+) -> None:
+    """In a process of its own: loading one that was cut short kills whoever does."""
+    module, _, function = load.rpartition(".")
+    code = (
+        "import logging, sys; from pathlib import Path\n"
+        f"from models.{module} import {function} as load\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "load(Path(sys.argv[1]))\n"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(run, check=True, timeout=120)
+    (library,) = libraries(tmp_path)
+    built = library.read_bytes()
+    library.write_bytes(
+        {
+            "cut short": built[: len(built) // 2],
+            "zeros": bytes(len(built)),
+            "one byte": built[:-1] + bytes([built[-1] ^ 1]),
+            "empty": b"",
+        }[damage]
+    )
+    damaged_bytes = library.stat().st_size
+
+    first = subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
+    second = subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
+
+    said = f"{library} is damaged ({damaged_bytes} bytes): built again\n"
+    assert (first.returncode, first.stderr) == (0, said)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert libraries(tmp_path) == [library]
+
+
+def test_what_the_loader_refuses_is_told_by_its_name(tmp_path: Path) -> None:
     """Training then goes on without it, and the operator knows what to remove."""
     library = build_library(native.SOURCE, "scan", tmp_path)
-    library.write_bytes(b"not a library")
+    library.unlink()
+    stem, _, _ = library.stem.rpartition("-")
+    refused = tmp_path / f"{stem}-{sha256(b'not a library').hexdigest()[:32]}.so"
+    refused.write_bytes(b"not a library")
 
-    with pytest.raises(NativeUnavailable, match=f"{library} cannot be loaded"):
+    with pytest.raises(NativeUnavailable, match=f"{refused} cannot be loaded"):
         load_native(tmp_path)
 
 
