@@ -21,16 +21,19 @@ from models.shapes import (
     EventOutputs,
     ExcludedItems,
     Output,
+    SlotStates,
     TopItems,
     TopScores,
     UserItems,
     UserLengths,
     UserOutputs,
     UserScores,
+    UserSlots,
     UserStates,
     VocabularyFlags,
 )
 from models.top_k import top_k
+from models.transfers import to_device
 
 MAX_ROWS = 8192
 """Events that `ServingModel.advance` takes through the blocks at once, unless one step has more."""
@@ -119,12 +122,20 @@ class ServingModel:
             if advanced is not None:
                 return advanced
         self._check(state, items, lengths)
-        items = items.to(self.device)
+        items = to_device(items, self.device)
         if lengths.numel() == items.numel():
             return self._step(state, items)
         if items.numel() <= WALKED_ROWS and self.device.type == "cpu":
             return self._walk(state, items, lengths)
-        return self._scan(state, items, PackedLayout.from_lengths(lengths, self.device))
+        return self._scan(state, items, PackedLayout.from_lengths(lengths))
+
+    def step_slots(self, states: SlotStates, slots: UserSlots, items: UserItems) -> UserOutputs:
+        """Move states where they lie by one item each; what `models.serving_graphs` captures.
+
+        All on the device. Nothing is checked, so nothing waits; of equal slots any one counts.
+        """
+        states[slots], outputs = self._step(states[slots], items)
+        return outputs
 
     def _step(self, state: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         new_state = torch.empty_like(state)
@@ -152,8 +163,12 @@ class ServingModel:
 
     def _scan(self, state: Tensor, items: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
         """Advance time-major, a bounded number of rows at a time."""
-        new_state = state[layout.order]
-        items = items[layout.to_time_major]
+        order, rank, to_time_major, to_packed = (
+            to_device(index, self.device)
+            for index in (layout.order, layout.rank, layout.to_time_major, layout.to_packed)
+        )
+        new_state = state[order]
+        items = items[to_time_major]
         outputs = []
         for first_row, batch_sizes in _stretches(layout.batch_sizes):
             x = F.embedding(items[first_row : first_row + sum(batch_sizes)], self._embedding)
@@ -168,7 +183,7 @@ class ServingModel:
                     carry = rows
                 x = _read(block, u, x)
             outputs.append(x)
-        return new_state[layout.rank], torch.cat(outputs)[layout.to_packed]
+        return new_state[rank], torch.cat(outputs)[to_packed]
 
     @torch.inference_mode()
     def readout(self, state: UserStates, items: UserItems) -> UserOutputs:
@@ -179,7 +194,7 @@ class ServingModel:
                 users.
         """
         self._check(state, items, torch.ones_like(items))
-        x = F.embedding(items.to(self.device), self._embedding)
+        x = F.embedding(to_device(items, self.device), self._embedding)
         for index, block in enumerate(self._blocks):
             x = _read(block, state[:, index], x)
         return x

@@ -9,6 +9,7 @@ Legend:
     l = positions of a padded sequence
     m = items excluded for one user
     n = sequences of a padded batch
+    r = slots for states of users, one of them nobody's
     s = segments (sequences) of a packed batch
     t = rows of a packed batch: the positions of all its segments
     u = users of a micro-batch
@@ -37,6 +38,8 @@ PackedRows = Float[Tensor, "t d"]
 PackedScores = Float[Tensor, "t v"]
 
 UserStates = Complex64[Tensor, "u b c"]
+SlotStates = Complex64[Tensor, "r b c"]
+UserSlots = Int64[Tensor, " u"]
 UserItems = Int64[Tensor, " u"]
 UserLengths = Int64[Tensor, " u"]
 UserOutputs = Float32[Tensor, "u d"]

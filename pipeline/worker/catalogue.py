@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.transfers import to_device
 from models.vocabulary import item_hash
 from pipeline.worker.served_model import ServedModel
 
@@ -61,6 +62,6 @@ class Catalogue:
                 if len(index):
                     mask = torch.zeros(len(model.hashes), dtype=torch.bool)
                     mask[torch.from_numpy(index)] = True
-                    self._mask = mask.to(model.serving.device)
+                    self._mask = to_device(mask, model.serving.device)
                 self._mask_of = wanted
             return self._mask

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.transfers import to_device, to_host
 from state.row import Heads, RowLayout
 from state.store import StateStore
 
@@ -41,7 +42,8 @@ class HotRows:
 
     Attributes:
         heads: (capacity,) structured array; entry i belongs to slot i.
-        hidden: complex64 (capacity, blocks, channels) on the device.
+        hidden: complex64 (capacity + 1, blocks, channels) on the device; the last belongs to
+            nobody. Written in place, and another tensor after `find` or `relayout` only.
         hits: Rows that were here when asked for.
         misses: Rows that had to be read.
     """
@@ -56,7 +58,7 @@ class HotRows:
     ) -> None:
         self.layout = layout
         self.heads: Heads = layout.new_heads(capacity)
-        self.hidden = _zero_states(layout, capacity, device)
+        self.hidden = _zero_states(layout, capacity + 1, device)
         self.hits = self.misses = 0
         self._store = store
         self._on_damaged = on_damaged
@@ -95,6 +97,10 @@ class HotRows:
             slots[missing] = self._load(partition, [keys[i] for i in missing.tolist()])
         return slots
 
+    def index(self, slots: Slots) -> Tensor:
+        """Return slots as an index into `hidden`, on its device."""
+        return to_device(torch.from_numpy(slots), self.hidden.device)
+
     def mark_moved(self, partition: int, slots: Slots) -> None:
         """Note that these rows differ from what the last snapshot holds."""
         fresh = int(np.count_nonzero(~self._moved[slots]))
@@ -111,7 +117,7 @@ class HotRows:
         self._moved[slots] = False
         self._moved_rows[partition] = 0
         self._unsettled[slots] += 1
-        hidden = self.hidden[torch.from_numpy(slots).to(self.hidden.device)].cpu().numpy()
+        [hidden] = to_host(self.hidden[self.index(slots)])
         rows = self.layout.encode(self.heads[slots], hidden)
         keys = self._keys
         token = SnapshotToken(slots, self._lives.get(partition, 0))
@@ -136,7 +142,7 @@ class HotRows:
         Moved rows stay moved, so the next snapshot writes them in the new layout.
         """
         heads = layout.convert_heads(self.heads)
-        self.hidden = _zero_states(layout, len(heads), self.hidden.device)
+        self.hidden = _zero_states(layout, len(heads) + 1, self.hidden.device)
         self.heads, self.layout = heads, layout
 
     # --- inside
@@ -146,15 +152,15 @@ class HotRows:
         found = self._store.get(partition, keys)
         present = [i for i, row in enumerate(found) if row is not None]
         self.heads[slots] = self.layout.new_heads(len(keys))
-        self.hidden[torch.from_numpy(slots).to(self.hidden.device)] = 0
+        self.hidden[self.index(slots)] = 0
         if present:
             decoded = self.layout.decode([row for row in found if row is not None])
             for i in np.flatnonzero(decoded.damaged).tolist():
                 self._on_damaged(partition, keys[present[i]])
             at = slots[present]
             self.heads[at] = decoded.heads
-            index = torch.from_numpy(at).to(self.hidden.device)
-            self.hidden[index] = torch.from_numpy(decoded.hidden).to(self.hidden.device)
+            hidden = torch.from_numpy(decoded.hidden)
+            self.hidden[self.index(at)] = to_device(hidden, self.hidden.device)
         known = self._slots[partition]
         for key, slot in zip(keys, slots.tolist(), strict=True):
             known[key] = slot

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.serving_graphs import StepGraphs, capture_cuda
+from models.transfers import to_device, to_host
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.histories import Histories, last_of_each
 from pipeline.worker.hot_rows import HotRows
@@ -85,6 +87,7 @@ class Ranker:
         self._k = k
         self._exclude_seen = exclude_seen
         self._cold_start: tuple[int, Tensor | None, Hashes] | None = None
+        self._graphs = StepGraphs(capture_cuda) if hot.hidden.is_cuda else None
 
     def by_model(
         self,
@@ -111,7 +114,7 @@ class Ranker:
         earlier = self._earlier_lists(model, slots) if every_event else None
         vectors = self._advance(model, slots, user, item, last)
         scored = np.arange(len(known)) if every_event else last
-        if not every_event:
+        if not every_event and len(last) < len(known):
             vectors = vectors[self._tensor(last)]
         is_resting = np.ones(len(slots), np.bool_)
         is_resting[user[last]] = False
@@ -128,7 +131,7 @@ class Ranker:
         scores, items = model.serving.top_k(
             vectors, self._k, excluded, self._catalogue.unavailable(model)
         )
-        lists = items.cpu().numpy()
+        lists, list_scores = to_host(items, scores)
         list_of_user = np.empty(len(slots), np.int64)
         list_of_user[user[last]] = last if every_event else np.arange(len(last))
         list_of_user[resting] = len(scored) + np.arange(len(resting))
@@ -136,7 +139,7 @@ class Ranker:
         source[resting[last_item == 0]] = COLD_START
         ranked = Ranked(
             lists[list_of_user],
-            scores.cpu().numpy()[list_of_user],
+            list_scores[list_of_user],
             source,
             model.hashes,
             model.item_json,
@@ -172,13 +175,18 @@ class Ranker:
         """Move the states of the users over their items; the outputs (e, d) after each."""
         if not len(user):
             return model.serving.cold_start()[None][:0]
-        at = slots[user[last]]
-        index = self._tensor(at)
-        counts = np.diff(last, prepend=-1)
-        state, outputs = model.serving.advance(
-            self._hot.hidden[index], self._tensor(item), torch.from_numpy(counts)
-        )
-        self._hot.hidden[index] = state
+        at, items = slots[user[last]], torch.from_numpy(item)
+        outputs = None
+        if self._graphs is not None:
+            where = torch.from_numpy(at)
+            outputs = self._graphs.step(model.serving, self._hot.hidden, where, items)
+        if outputs is None:
+            index = self._hot.index(at)
+            counts = np.diff(last, prepend=-1)
+            state, outputs = model.serving.advance(
+                self._hot.hidden[index], items, torch.from_numpy(counts)
+            )
+            self._hot.hidden[index] = state
         self._hot.heads["last_item"][at] = model.hashes[item[last]]
         return outputs
 
@@ -187,8 +195,8 @@ class Ranker:
         vectors = model.cold_start.repeat(len(slots), 1)
         warm = np.flatnonzero(last_item)
         if len(warm):
-            states = self._hot.hidden[self._tensor(slots[warm])]
-            read = model.serving.readout(states, self._tensor(last_item[warm]))
+            states = self._hot.hidden[self._hot.index(slots[warm])]
+            read = model.serving.readout(states, torch.from_numpy(last_item[warm]))
             vectors[self._tensor(warm)] = read
         return vectors
 
@@ -206,12 +214,13 @@ class Ranker:
         kept = self._cold_start
         if kept is None or kept[0] != model.weights_id or kept[1] is not unavailable:
             _, items = model.serving.top_k(model.cold_start[None], self._k, None, unavailable)
-            hashes = model.hashes[items[0].cpu().numpy()]
+            [best] = to_host(items[0])
+            hashes = model.hashes[best]
             self._cold_start = kept = (model.weights_id, unavailable, hashes)
         return kept[2]
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._hot.hidden.device)
+        return to_device(torch.from_numpy(np.ascontiguousarray(array)), self._hot.hidden.device)
 
 
 def _lists_before(applied: Applied, earlier: Hashes, after_known: Hashes) -> Hashes:

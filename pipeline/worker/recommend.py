@@ -192,14 +192,13 @@ class RecommendationProcessor:
         known = item > 0
         counts = known.sum(axis=1)
         warm = np.flatnonzero(counts)
-        state = model.serving.init_state(len(stale))
+        hot.hidden[hot.index(stale)] = 0
         if len(warm):
-            state[torch.from_numpy(warm)], _ = model.serving.advance(
+            hot.hidden[hot.index(stale[warm])], _ = model.serving.advance(
                 model.serving.init_state(len(warm)),
-                torch.from_numpy(item[known]).to(hot.hidden.device),
+                torch.from_numpy(item[known]),
                 torch.from_numpy(counts[warm]),
             )
-        hot.hidden[torch.from_numpy(stale).to(hot.hidden.device)] = state
         newest = known.shape[1] - 1 - known[:, ::-1].argmax(axis=1)
         heads["last_item"][stale] = np.where(counts, remembered[np.arange(len(stale)), newest], 0)
         heads["started_at"][stale] = heads["event_count"][stale] - lengths

@@ -16,6 +16,7 @@ from models.release import Release, load_serving
 from models.serving import ServingModel
 from models.serving_native import NativeServing, load_native_serving
 from pipeline.errors import SwapRejected
+from pipeline.setting_checks import check
 from pipeline.settings import WorkerSettings
 from state.row import RowLayout
 
@@ -101,8 +102,8 @@ def prepare(
         layout=layout,
         top_k=top_k,
     )
-    items = torch.ones(1, dtype=torch.int64, device=serving.device)
-    _, outputs = serving.advance(serving.init_state(1), items, torch.ones(1, dtype=torch.int64))
+    items = torch.ones(1, dtype=torch.int64)
+    _, outputs = serving.advance(serving.init_state(1), items, torch.ones_like(items))
     scores = serving.scores(torch.cat([outputs, model.cold_start[None]]))
     if not bool(torch.isfinite(scores[:, 1:]).all()):
         msg = f"release {release.version} at {release.path}: expected finite scores"
@@ -111,10 +112,19 @@ def prepare(
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is CUDA where there is one, else the CPU."""
+    """Return the device of that name; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        SettingsInvalid: There is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        is_there = (device.index or 0) < count
+        check(is_there, "device", f"one of the {count} CUDA devices that PyTorch finds here", name)
+    return device
 
 
 def fastest_serving(worker: WorkerSettings) -> NativeServing | None:

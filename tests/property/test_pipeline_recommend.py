@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.release import write_release
+from models.serving_graphs import StepGraphs
 from models.vocabulary import Vocabulary, item_hash
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult
@@ -27,6 +28,7 @@ from pipeline.worker.served_model import ModelHolder, ServedModel, prepare
 from pipeline.worker.wire import Recommendation
 from state.memory import MemoryStore
 from state.row import ring_items
+from tests.recorded_graph import capture_by_recording
 
 # float32 sums of a handful of steps in another order.
 STATE_TOLERANCE = 1e-5
@@ -66,9 +68,15 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> list[ServedModel]:
 
 
 class World:
-    """A log of records and a processor that reads it, restarted at will from what was settled."""
+    """A log of records and a processor that reads it, restarted at will from what was settled.
 
-    def __init__(self, model: ServedModel | None, *, exclude_seen: bool = False) -> None:
+    With `graphs` it steps as it does on a GPU.
+    """
+
+    def __init__(
+        self, model: ServedModel | None, *, exclude_seen: bool = False, graphs: bool = False
+    ) -> None:
+        self.graphs = graphs
         self.store = MemoryStore()
         for partition in (0, 1):
             self.store.open(partition)
@@ -91,6 +99,8 @@ class World:
             self.metrics,
             torch.device("cpu"),
         )
+        if self.graphs:
+            self.processor._ranker._graphs = StepGraphs(capture_by_recording)
 
     def produce(self, partition: int, user: str, item: str, event_id: str | None = None) -> None:
         offset = len(self.log[partition])
@@ -153,6 +163,7 @@ def state_of(model: ServedModel, items: list[str]) -> Any:
     return state[0].numpy()
 
 
+@pytest.mark.parametrize("graphs", [False, True])
 @hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(
     events=st.lists(_EVENT, min_size=1, max_size=40),
@@ -164,11 +175,12 @@ def state_of(model: ServedModel, items: list[str]) -> Any:
 )
 def test_rows_hold_every_event_once_whatever_is_read_again(
     releases: list[ServedModel],
+    graphs: bool,
     events: list[tuple[int, int, str, str | None]],
     cuts: list[tuple[int, str]],
 ) -> None:
     """After batches of any size, crashes and swaps, rows are what the log alone says."""
-    world = World(releases[0])
+    world = World(releases[0], graphs=graphs)
     for partition, user, item, event_id in events:
         world.produce(partition, f"user-{user}", item, event_id)
     at, committed = {0: 0, 1: 0}, {0: 0, 1: 0}
@@ -321,12 +333,15 @@ def test_without_a_release_the_answer_is_what_is_popular(releases: list[ServedMo
     assert head["started_at"] == 0
 
 
-def test_hits_do_not_depend_on_how_records_are_batched(releases: list[ServedModel]) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+def test_hits_do_not_depend_on_how_records_are_batched(
+    releases: list[ServedModel], graphs: bool
+) -> None:
     """Prequential counts are those of the list before each event, one by one or all at once."""
     drawn = np.random.default_rng(3).integers(0, len(ITEMS), 60).tolist()
     counts = []
     for sizes in ([60], [1] * 60, [7, 13, 40]):
-        world = World(releases[0])
+        world = World(releases[0], graphs=graphs)
         for i in drawn:
             world.produce(0, f"user-{i % 3}", ITEMS[i])
         at = 0

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from models import native_build
+from pipeline.errors import SettingsInvalid
 from pipeline.settings import WorkerSettings
 from pipeline.worker.served_model import fastest_serving
 
@@ -52,3 +54,11 @@ def test_a_worker_without_the_compiled_form_serves_by_torch(
     }
     (line,) = caplog.messages
     assert f"form of steps and lists: torch ({reason[hindrance]}" in line
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Not as a release that cannot be loaded, and not as a bug."""
+    count = torch.cuda.device_count()
+    message = f"device must be one of the {count} CUDA devices .*, got 'cuda:{count}'"
+    with pytest.raises(SettingsInvalid, match=message):
+        fastest_serving(WorkerSettings(device=f"cuda:{count}", cache_dir=tmp_path))
