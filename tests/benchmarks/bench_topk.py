@@ -1,6 +1,7 @@
 """The k best items of every user, exactly: three ways, three catalogues, few users and many.
 
     python -m tests.benchmarks.bench_topk [--k N] [--threads N] [--seconds S] [--json FILE]
+        [--plot FILE.svg]
 
 - GEMM + topk: every score into one matrix, then torch's topk; what one would write first.
 - torch: `models.top_k`, blocks of items and two rounds; what runs without a compiler.
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from models.serving_native import NativeCatalogue, NativeServing, load_native_serving
 from models.top_k import top_k
+from tests.benchmarks.plot import Panel, write_lines
 from tests.benchmarks.report import machine, write_json
 
 ITEMS = (3_400, 60_000, 1_000_000)
@@ -83,6 +85,27 @@ def measure(cases: dict[str, Callable[[], Lists]], seconds: float) -> dict[str, 
     return {name: 1e6 * statistics.median(spans) for name, spans in times.items()}
 
 
+def draw_plot(path: Path, rows: list[dict[str, Any]], k: int, threads: int) -> None:
+    """Draw what every way costs over the size of the catalogue."""
+    panels = []
+    for users in dict.fromkeys(row["users"] for row in rows):
+        sizes = [row for row in rows if row["users"] == users]
+        panels.append(
+            Panel(
+                title=f"us a user, batches of {users}; logarithmic",
+                x="items",
+                lines={
+                    name: [(row["items"], row["us_a_user"][name]) for row in sizes]
+                    for name in sizes[0]["us_a_user"]
+                },
+                log_x=True,
+                log_y=True,
+                height=150,
+            )
+        )
+    write_lines(path, f"The {k} best items, exactly, threads: {threads}", panels)
+
+
 @torch.inference_mode()
 def main() -> None:
     """Measure, print the table and write it where asked."""
@@ -91,6 +114,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each size")
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--plot", type=Path, help="where to draw them, as SVG")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
@@ -107,6 +131,8 @@ def main() -> None:
             shown = " ".join(f"{figure:10.1f}" for figure in figures.values())
             print(f"{n_items:9,} {users:5} {shown} {ratio:6.1f}", flush=True)
     write_json(arguments.json, {"threads": arguments.threads, "k": arguments.k, "sizes": rows})
+    if arguments.plot is not None:
+        draw_plot(arguments.plot, rows, arguments.k, arguments.threads)
 
 
 if __name__ == "__main__":
