@@ -82,17 +82,19 @@ class LinearRecurrentUnit(nn.Module):
             layout: where they lie.
             wanted: int64, the rows to return alone; None: all.
         """
-        u = F.linear(x, *self.input_projection())  # (t, 2c)
-        h = scan_time_major(
-            torch.view_as_complex(u.view(-1, self.nu_log.shape[0], 2)),
-            self.eigenvalues(),
-            None,
-            layout,
-        )
-        if wanted is not None:
-            h, x = h[wanted], x[wanted]
-        y = F.linear(torch.view_as_real(h).flatten(1), self.out_weight, self.out_bias)
-        return self.norm(dropout(y, self.dropout, self.training) + x)  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
+        # A state sums over all steps before it: no autocast comes near it.
+        with torch.autocast(x.device.type, enabled=False):
+            u = F.linear(x, *self.input_projection())  # (t, 2c)
+            h = scan_time_major(
+                torch.view_as_complex(u.view(-1, self.nu_log.shape[0], 2)),
+                self.eigenvalues(),
+                None,
+                layout,
+            )
+            if wanted is not None:
+                h, x = h[wanted], x[wanted]
+            y = F.linear(torch.view_as_real(h).flatten(1), self.out_weight, self.out_bias)
+            return self.norm(dropout(y, self.dropout, self.training) + x)  # type: ignore[no-any-return]  # nn.Module.__call__ has no types
 
 
 class FeedForward(nn.Module):

@@ -7,9 +7,6 @@ bfloat16 has the exponent of float32 and 8 bits of its mantissa: a product's rel
 import torch
 from torch import Tensor
 
-PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""What `TrainingConfig.precision` stands for."""
-
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor, kind: torch.dtype) -> Tensor:
     """Write the matrix product of a and b, taken in `kind`, to `out`, and return that."""

@@ -144,7 +144,12 @@ class TrainingRun:
         self.recommender.train()
         self.optimizer.zero_grad()
         loss = take_gradient(
-            self.recommender, self.windows, chosen, self.draw_negatives(), self.processes
+            self.recommender,
+            self.windows,
+            chosen,
+            self.draw_negatives(),
+            self.processes,
+            self.training.precision,
         )
         torch.nn.utils.clip_grad_norm_(self.recommender.parameters(), self.training.clip_norm)
         self.optimizer.step()

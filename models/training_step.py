@@ -1,5 +1,7 @@
 """One step of a training: the loss of a batch, its gradient, and what the optimizer makes of it."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -44,7 +46,10 @@ def negative_sampler(
 
 
 def batch_loss(
-    recommender: Recommender, batch: PackedBatch, negatives: Negatives | None = None
+    recommender: Recommender,
+    batch: PackedBatch,
+    negatives: Negatives | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Tensor:
     """Return the mean loss over all positions of a batch, each of which has a label.
 
@@ -52,7 +57,9 @@ def batch_loss(
         recommender: the model.
         batch: the positions.
         negatives: what labels are scored against, on any device; None: every item.
+        precision: what feed-forward layers and scores are multiplied in, for float32 weights.
     """
+    products = torch.bfloat16 if precision == "bf16" else None
     device = recommender.item_embedding.device
     layout = PackedLayout.from_lengths(torch.from_numpy(batch.lengths))
     # The loss is a mean: the order of its rows is free, and time-major needs no way back.
@@ -60,12 +67,13 @@ def batch_loss(
         _moved(torch.from_numpy(array)[layout.to_time_major], device)
         for array in (batch.items, batch.labels)
     )
-    outputs = recommender.forward_time_major(items, layout)
+    with torch.autocast(device.type, products, enabled=products is not None):
+        outputs = recommender.forward_time_major(items, layout)
     weight, bias = recommender.item_embedding, recommender.item_bias
     if negatives is None:
-        return cross_entropy(outputs, weight, bias, labels)
+        return cross_entropy(outputs, weight, bias, labels, products=products)
     negatives = Negatives(*(_moved(part, device) for part in negatives))
-    return sampled_cross_entropy(outputs, weight, bias, labels, negatives)
+    return sampled_cross_entropy(outputs, weight, bias, labels, negatives, products=products)
 
 
 def take_gradient(
@@ -74,6 +82,7 @@ def take_gradient(
     chosen: Indices,
     negatives: Negatives | None,
     processes: Processes,
+    precision: Literal["fp32", "bf16"],
 ) -> Tensor:
     """Put the gradient of a batch's mean loss into the parameters, and return that loss.
 
@@ -86,16 +95,17 @@ def take_gradient(
         chosen: those of the batch, the same for every process.
         negatives: what labels are scored against, the same for every process; None: every item.
         processes: those that share the work.
+        precision: as in `batch_loss`.
     """
     share = windows.batch(windows.share(chosen, processes.rank, processes.count))
     if processes.count == 1:
-        loss = batch_loss(recommender, share, negatives)
+        loss = batch_loss(recommender, share, negatives, precision)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss.detach()
     loss = recommender.item_bias.new_zeros(())
     if share.labels.size:
         weight = share.labels.size / int(windows.counts[chosen].sum())
-        loss = batch_loss(recommender, share, negatives) * weight
+        loss = batch_loss(recommender, share, negatives, precision) * weight
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return _add_up_gradients(recommender, loss.detach(), processes)
 

@@ -43,9 +43,10 @@ def test_a_model_config_names_the_broken_rule(field: str, value: float, rule: st
         ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
         ("sampled_negatives", 0, "sampled_negatives must be at least 1, got 0"),
         ("validate_every_steps", 0, "validate_every_steps must be at least 1, got 0"),
+        ("precision", "fp16", "precision must be fp32 or bf16, got fp16"),
     ],
 )
-def test_a_training_config_names_the_broken_rule(field: str, value: float, rule: str) -> None:
+def test_a_training_config_names_the_broken_rule(field: str, value: object, rule: str) -> None:
     """Field, rule and value stand in the message."""
     with pytest.raises(ValueError, match=rule):
         TrainingConfig(**{field: value})  # type: ignore[arg-type]  # wrong by intent

@@ -109,6 +109,7 @@ def test_the_seed_alone_decides() -> None:
         {"validate_every_steps": 3},
         {"validate_every_steps": 3, "ema_decay": 0.9},
         {"validate_every_steps": 3, "sampled_negatives": 10},
+        {"precision": "bf16"},
         {
             "validate_every_steps": 2,
             "patience": 2,
@@ -118,7 +119,14 @@ def test_the_seed_alone_decides() -> None:
             "sampled_negatives": 10,
         },
     ],
-    ids=["each epoch", "within epochs", "averaged", "sampled", "stopping early with all of it"],
+    ids=[
+        "each epoch",
+        "within epochs",
+        "averaged",
+        "sampled",
+        "bf16",
+        "stopping early with all of it",
+    ],
 )
 @pytest.mark.parametrize("interrupted_at", [[1], [5], [6, 5, 4]])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
