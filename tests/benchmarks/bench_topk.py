@@ -86,16 +86,19 @@ def measure(cases: dict[str, Callable[[], Lists]], seconds: float) -> dict[str, 
 
 
 def draw_plot(path: Path, rows: list[dict[str, Any]], k: int, threads: int) -> None:
-    """Draw what every way costs over the size of the catalogue."""
+    """Draw what an item costs by every way, over the size of the catalogue."""
     panels = []
     for users in dict.fromkeys(row["users"] for row in rows):
         sizes = [row for row in rows if row["users"] == users]
         panels.append(
             Panel(
-                title=f"us a user, batches of {users}; logarithmic",
+                title=f"ns a user and item, batches of {users}; logarithmic",
                 x="items",
                 lines={
-                    name: [(row["items"], row["us_a_user"][name]) for row in sizes]
+                    name: [
+                        (row["items"], 1000 * row["us_a_user"][name] / row["items"])
+                        for row in sizes
+                    ]
                     for name in sizes[0]["us_a_user"]
                 },
                 log_x=True,

@@ -99,7 +99,7 @@ def spread_out(wanted: Sequence[float], apart: float, low: float, high: float) -
 def write_lines(path: Path, title: str, panels: Sequence[Panel]) -> None:
     """Draw the panels one below the other, and say in a line what they show."""
     names = [name for panel in panels for name in (*panel.lines, *panel.levels)]
-    right = WIDTH - max(RIGHT, MARGIN + 6 + CHARACTER * max(map(len, names)))
+    right = WIDTH - max(RIGHT, MARGIN + 14 + CHARACTER * max(map(len, names)))
     parts, top = list[str](), TOP + 20.0
     for panel in panels:
         top += TITLE
