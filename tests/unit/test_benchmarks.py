@@ -21,6 +21,7 @@ from pipeline.commands import bench
 from pipeline.engine.processor import Processor
 from pipeline.worker.recommend import RecommendationProcessor
 from tests.benchmarks import learning_curve
+from tests.benchmarks.__main__ import benchmark_names, draws
 from tests.benchmarks.bench_durable import CountingProcessor
 from tests.benchmarks.bench_intake import IdleProcessor
 from tests.benchmarks.bench_soak import trend
@@ -209,3 +210,11 @@ def test_every_benchmark_stands_on_their_page() -> None:
     rows = re.findall(r"^\| `lrurec bench (\w+)` \|", page.read_text(), re.MULTILINE)
 
     assert sorted(rows) == sorted(typing.get_args(bench.Name))
+
+
+def test_lrurec_bench_says_which_benchmarks_draw() -> None:
+    """`make bench` draws those too."""
+    drawing = {name for name in benchmark_names() if draws(name)}
+
+    help_text = inspect.getsource(bench).split("SVG file to draw them in; ")[1].split(" can.")[0]
+    assert drawing == set(re.findall(r"\w+", help_text)) - {"and"}
