@@ -40,7 +40,7 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
     """Return the library made of a source, built now if the folder does not hold it undamaged.
 
     Args:
-        source: One C++ file, which includes no other of ours.
+        source: One C++ file, which includes no other of ours but headers that lie beside it.
         name: What the library's file name begins with.
         folder: Where libraries are kept, ~ for the user's home; made if it is missing. What is in
             it is run: it must be one that only this user writes.
@@ -92,7 +92,16 @@ def _require_private(folder: Path) -> None:
 def _fingerprint(compiler: str, source: Path) -> str:
     """Digest everything that the library depends on."""
     version = _run([compiler, "--version"]).stdout
-    parts = (source.read_text(), *FLAGS, compiler, version, _processor(), torch.__version__)
+    headers = (header.read_text() for header in sorted(source.parent.glob("*.h")))
+    parts = (
+        source.read_text(),
+        *headers,
+        *FLAGS,
+        compiler,
+        version,
+        _processor(),
+        torch.__version__,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
