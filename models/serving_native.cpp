@@ -1,223 +1,15 @@
 // Serving on the CPU: one step an event through all blocks, and the k best items of each user.
-//
-// Matrices come in panels of PANEL columns: panel after panel, in each the rows one after another,
-// the last one filled up with zeros. Every row of a product is computed alone and in a fixed order,
-// so a user's numbers have the same bits whatever else is in the batch, and with any threads.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
-#include <numeric>
 #include <vector>
 
-#if defined(__AVX512F__) || defined(__AVX__)
-#include <immintrin.h>
-#endif
+#include "serving_bytes.h"
+#include "serving_panels.h"
+#include "serving_top_k.h"
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16, VECTORS = 4;  // 24 of 32 registers hold sums
-#elif defined(__AVX__)
-constexpr int LANES = 8, VECTORS = 2;  // 12 of 16
-#elif defined(__aarch64__)
-constexpr int LANES = 4, VECTORS = 4;
-#else
-constexpr int LANES = 4, VECTORS = 2;
-#endif
-constexpr int PANEL = LANES * VECTORS;
-constexpr int ROWS = 6;    // of a product computed at once
-constexpr int AHEAD = 16;  // rows of a panel asked for early: a large catalogue is waited for
-
-using Vector = float __attribute__((vector_size(4 * LANES)));
-using Mask = int32_t __attribute__((vector_size(4 * LANES)));
-
-Vector load(const float* from) {
-  Vector v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
-Vector all(float x) { return x - Vector{}; }
-
-// Bit i says whether a[i] > b[i]; a NaN is greater than nothing.
-uint32_t greater(Vector a, Vector b) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
-#elif defined(__AVX__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ));
-#else
-  uint32_t bits = 0;
-  for (int i = 0; i < LANES; ++i) bits |= uint32_t(a[i] > b[i]) << i;
-  return bits;
-#endif
-}
-
-// y[r] = start + x[r] panel, for R rows; panel (depth, PANEL).
-template <int R>
-void product_of_rows(const float* x, int64_t x_stride, const float* panel, const float* start,
-                     int64_t depth, float* y, int64_t y_stride) {
-  Vector sum[R][VECTORS];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) sum[r][v] = load(start + v * LANES);
-  for (int64_t i = 0; i < depth; ++i) {
-    Vector w[VECTORS];
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) {
-      __builtin_prefetch(panel + (i + AHEAD) * PANEL + v * LANES);
-      w[v] = load(panel + i * PANEL + v * LANES);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vector a = all(x[r * x_stride + i]);
-#pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) sum[r][v] += a * w[v];
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) store(y + r * y_stride + v * LANES, sum[r][v]);
-}
-
-// As above, for 1 to ROWS rows.
-void product(int64_t rows, const float* x, int64_t x_stride, const float* panel,
-             const float* start, int64_t depth, float* y, int64_t y_stride) {
-  switch (rows) {
-#define CASE(R) \
-  case R: return product_of_rows<R>(x, x_stride, panel, start, depth, y, y_stride);
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#undef CASE
-  }
-}
-
-// Calls visit(first, rows) for groups of nearly equal size, none above ROWS.
-template <class Visit>
-void in_groups(int64_t rows, Visit visit) {
-  int64_t groups = (rows + ROWS - 1) / ROWS;
-  for (int64_t first = 0; groups > 0; --groups) {
-    const int64_t size = (rows - first + groups - 1) / groups;
-    visit(first, size);
-    first += size;
-  }
-}
-
-int64_t up_to_panels(int64_t width) { return (width + PANEL - 1) / PANEL * PANEL; }
-
-// ---------------------------------------------------------------------------------------- top k
-
-constexpr int64_t CHUNK = 2048;  // items scored before any is looked at; a multiple of PANEL
-constexpr int64_t SHARED = 512;  // users that go through the catalogue together, at most
-constexpr float NONE = -std::numeric_limits<float>::infinity();
-
-struct Item {
-  float score;
-  int32_t index;
-  // Best first; of equal scores, the lower index first.
-  bool operator<(const Item& other) const {
-    return score > other.score || (score == other.score && index < other.index);
-  }
-};
-
-// The best items of one user so far, among up to `room` candidates; items come by rising index.
-struct Best {
-  Item* items;
-  int64_t size, k, room;
-  float bar;  // only scores above it can be among the best
-
-  void add(float score, int32_t index) {
-    items[size++] = {score, index};
-    if (size == room) keep_k();
-  }
-  void keep_k() {
-    if (size < k) return;
-    std::nth_element(items, items + k - 1, items + size);
-    size = k;
-    bar = items[k - 1].score;
-  }
-};
-
-// A score that at least k of the first `width` scores reach, if it is easy to find one.
-float score_of_k(const float* scores, int64_t width, int64_t k) {
-  if (2 * k > PANEL) return NONE;
-  Vector most[VECTORS];
-  for (int v = 0; v < VECTORS; ++v) most[v] = all(NONE);
-  for (int64_t i = 0; i < width; i += PANEL)
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) {
-      const Vector score = load(scores + i + v * LANES);
-      most[v] = score > most[v] ? score : most[v];
-    }
-  float lanes[PANEL];
-  std::memcpy(lanes, most, sizeof lanes);
-  std::nth_element(lanes, lanes + k - 1, lanes + PANEL, std::greater<float>());
-  return lanes[k - 1];
-}
-
-struct Query {
-  const float *outputs, *panels, *bias;
-  const int64_t* excluded;     // (users, excluded_width)
-  const uint8_t* unavailable;  // (items,) or null
-  int64_t users, width, items, k, excluded_width;
-};
-
-void top_k_of_users(const Query& q, int64_t first_user, int64_t users, float* scores_out,
-                    int64_t* items_out) {
-  const int64_t room = std::max(2 * q.k, q.k + 64);
-  std::vector<Item> kept(users * room);
-  std::vector<Best> best(users);
-  for (int64_t u = 0; u < users; ++u) best[u] = {kept.data() + u * room, 0, q.k, room, NONE};
-  constexpr int64_t STRIDE = CHUNK + LANES;  // room for exclusions that lie elsewhere
-  std::vector<float> scores(ROWS * STRIDE);
-  float bias[CHUNK];
-  for (int64_t first = 0; first < q.items; first += CHUNK) {
-    const int64_t width = std::min(CHUNK, q.items - first), padded = up_to_panels(width);
-    std::copy_n(q.bias + first, width, bias);
-    std::fill(bias + width, bias + padded, NONE);
-    if (first == 0) bias[0] = NONE;  // the pad token
-    if (q.unavailable)
-      for (int64_t i = 0; i < width; ++i)
-        bias[i] = q.unavailable[first + i] ? NONE : bias[i];
-    in_groups(users, [&](int64_t group, int64_t rows) {
-      for (int64_t i = 0; i < padded; i += PANEL)
-        product(rows, q.outputs + (first_user + group) * q.width, q.width,
-                q.panels + (first + i) * q.width, bias + i, q.width, scores.data() + i, STRIDE);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t user = first_user + group + r;
-        float* score = scores.data() + r * STRIDE;
-        for (int64_t i = 0; i < q.excluded_width; ++i) {
-          const uint64_t at = q.excluded[user * q.excluded_width + i] - first;
-          score[std::min<uint64_t>(at, CHUNK)] = NONE;
-        }
-        Best& own = best[group + r];
-        if (first == 0) {
-          const float reached = score_of_k(score, padded, q.k);
-          own.bar = std::nextafter(reached, NONE);
-        }
-        for (int64_t i = 0; i < padded; i += LANES) {
-          uint32_t above = greater(load(score + i), all(own.bar));
-          for (; above; above &= above - 1) {
-            const int64_t at = i + __builtin_ctz(above);
-            if (score[at] > own.bar) own.add(score[at], int32_t(first + at));
-          }
-        }
-        own.keep_k();
-      }
-    });
-  }
-  for (int64_t u = 0; u < users; ++u) {
-    std::sort(best[u].items, best[u].items + best[u].size);
-    for (int64_t i = 0; i < q.k; ++i) {
-      const bool found = i < best[u].size;
-      scores_out[(first_user + u) * q.k + i] = found ? best[u].items[i].score : NONE;
-      items_out[(first_user + u) * q.k + i] = found ? best[u].items[i].index : 0;
-    }
-  }
-}
 
 // ----------------------------------------------------------------------------------------- step
 
@@ -348,17 +140,43 @@ void serving_erf(const float* z, float* y, int64_t n) {
   for (int64_t i = 0; i + LANES <= n; i += LANES) store(y + i, erf(load(z + i)));
 }
 
+// Whether a first pass over bytes is faster than floats where there are items enough.
+int serving_bytes_are_fast() { return BYTES_ARE_FAST; }
+
+// Makes the first pass over bytes ready; returns 0, or 1 if the weights are not for it.
+int serving_make_bytes(Catalogue* by, uint8_t* bytes, float* scale, float* above, float* rest,
+                       float* norm) {
+  return !make_bytes(*by, bytes, scale, above, rest, norm);
+}
+
+// The bounds of every score, (users, items); returns 0, or 1 if the outputs are not for them.
+int serving_bounds(const Catalogue* by, const float* outputs, int64_t users, float* lower,
+                   float* upper) {
+  const int64_t deep = up_to_fours(by->width);
+  std::vector<int8_t> q(deep);
+  std::vector<float> y(PANEL);
+  for (int64_t u = 0; u < users; ++u, lower += by->items, upper += by->items) {
+    const Spread spread = spread_of(*by, outputs + u * by->width, q.data());
+    if (!spread.fits) return 1;
+    for (int64_t i = 0; i < by->items; ++i) {
+      const int64_t first = i / PANEL * PANEL;
+      if (i == first) bounds(1, &spread, q.data(), *by, i, by->above + i, y.data());
+      upper[i] = y[i - first];
+      lower[i] = bound_below(spread, *by, i, upper[i]);
+    }
+  }
+  return 0;
+}
+
 // Returns 0, or 1 if an excluded item is none of the catalogue: then nothing was written.
-int serving_top_k(const float* outputs, const float* panels, const float* bias,
-                  const int64_t* excluded, const uint8_t* unavailable, int64_t users,
-                  int64_t width, int64_t items, int64_t k, int64_t excluded_width, float* scores_out,
-                  int64_t* items_out, int threads) {
+int serving_top_k(const Catalogue* catalogue, const float* outputs, const int64_t* excluded,
+                  const uint8_t* unavailable, int64_t users, int64_t k, int64_t excluded_width,
+                  float* scores_out, int64_t* items_out, int threads) {
   uint64_t most = 0;
   for (int64_t i = 0; i < users * excluded_width; ++i)
     most = std::max(most, uint64_t(excluded[i]));
-  if (most >= uint64_t(items)) return 1;
-  const Query query{outputs, panels, bias, excluded, unavailable, users,
-                    width,   items,  k,    excluded_width};
+  if (most >= uint64_t(catalogue->items)) return 1;
+  const Query query{*catalogue, outputs, excluded, unavailable, users, k, excluded_width};
   const int64_t parts = std::max<int64_t>(threads, (users + SHARED - 1) / SHARED);
   const int64_t size = (users + parts - 1) / parts;
   const int64_t count = size ? (users + size - 1) / size : 0;

@@ -8,6 +8,7 @@ number of threads; of items with equal scores, those of lower index come first.
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ SOURCE = Path(__file__).with_name("serving_native.cpp")
 SMALL_PRODUCTS = 4_000_000
 """Multiplications up to which a call uses one thread and keeps the interpreter's lock: about
 0.1 ms, while another thread that takes the lock may keep it for milliseconds."""
+
+MIN_BYTES_ITEMS = 20_000
+"""Items from which on a first pass over bytes is faster than one over floats, measured for 1 to 256
+users."""
 
 _ADDRESS, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -67,6 +72,23 @@ class _Model(ctypes.Structure):
     )
 
 
+class _Catalogue(ctypes.Structure):
+    _fields_ = (
+        ("panels", _ADDRESS),
+        ("rows", _ADDRESS),
+        ("bias", _ADDRESS),
+        ("bytes", _ADDRESS),
+        ("scale", _ADDRESS),
+        ("above", _ADDRESS),
+        ("rest", _ADDRESS),
+        ("norm", _ADDRESS),
+        ("items", _SIZE),
+        ("width", _SIZE),
+        ("most_weight", ctypes.c_float),
+        ("most_bias", ctypes.c_float),
+    )
+
+
 class NativeServing:
     """The compiled functions, for any number of models and threads.
 
@@ -79,15 +101,18 @@ class NativeServing:
         self._small, self._large = ctypes.PyDLL(str(library)), ctypes.CDLL(str(library))
         for functions in (self._small, self._large):
             functions.serving_top_k.argtypes = [
-                *[_ADDRESS] * 5, *[_SIZE] * 5, *[_ADDRESS] * 2, ctypes.c_int
+                *[_ADDRESS] * 4, *[_SIZE] * 3, *[_ADDRESS] * 2, ctypes.c_int
             ]  # fmt: skip
+            functions.serving_make_bytes.argtypes = [_ADDRESS] * 6
+            functions.serving_bounds.argtypes = [_ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS]
             functions.serving_advance.argtypes = [
                 *[_ADDRESS] * 4, *[_SIZE] * 2, *[_ADDRESS] * 2, ctypes.c_int
             ]  # fmt: skip
             functions.serving_erf.argtypes = [_ADDRESS, _ADDRESS, _SIZE]
             functions.serving_erf.restype = None
             functions.serving_panel.restype = _SIZE
-        self._panel: int = self._small.serving_panel()
+        self.panel: int = self._small.serving_panel()
+        self.bytes_are_fast = bool(self._small.serving_bytes_are_fast())
 
     def functions_for(self, products: int) -> tuple[ctypes.CDLL, int]:
         """Return the functions to call for so much work, and the number of threads."""
@@ -98,9 +123,9 @@ class NativeServing:
     def panels(self, matrix: Tensor) -> Tensor:
         """Return a matrix (in, out) as panels (out / panel, in, panel), filled up with zeros."""
         depth, width = matrix.shape
-        count = -(-width // self._panel)
-        filled = F.pad(matrix, (0, count * self._panel - width))
-        return filled.view(depth, count, self._panel).transpose(0, 1).contiguous()
+        count = -(-width // self.panel)
+        filled = F.pad(matrix, (0, count * self.panel - width))
+        return filled.view(depth, count, self.panel).transpose(0, 1).contiguous()
 
     def erf(self, z: Tensor) -> Tensor:
         """Return the error function of float32 (n,) as the step computes it; n a multiple of 16."""
@@ -116,16 +141,83 @@ class NativeCatalogue:
         native: The compiled functions.
         weight: float32 (v, d), row 0 the pad token's.
         bias: float32 (v,).
+        first_pass: What the weights are read as: floats, or bytes, a quarter of the memory, whose
+            bounds say which items to score in floats (`serving_bytes.h`). The same lists, to the
+            bit. None: what is faster here. Floats, too, where no bounds can be had: scores near
+            1e36, or wide weights.
     """
 
-    def __init__(self, native: NativeServing, weight: Tensor, bias: Tensor) -> None:
+    def __init__(
+        self,
+        native: NativeServing,
+        weight: Tensor,
+        bias: Tensor,
+        first_pass: Literal["floats", "bytes"] | None = None,
+    ) -> None:
         self._native = native
-        self._panels = native.panels(weight.t())
         self._bias = bias.contiguous()
+        items, width = weight.shape
+        self._items = _Catalogue(bias=self._bias.data_ptr(), items=items, width=width)
+        self._address = ctypes.addressof(self._items)
+        self._weight: Tensor | None = None
+        self._kept = list[Tensor]()  # what the addresses of the catalogue are of
+        if first_pass is None:
+            is_fast = native.bytes_are_fast and items >= MIN_BYTES_ITEMS
+            first_pass = "bytes" if is_fast else "floats"
+        if first_pass == "floats" or not self._make_bytes(weight.contiguous()):
+            self._kept = [native.panels(weight.t())]
+            self._items.panels = self._kept[0].data_ptr()
+
+    def _make_bytes(self, weight: Tensor) -> bool:
+        """Lay the catalogue out for the first pass over bytes, if it is one for it."""
+        panel, (items, width) = self._native.panel, weight.shape
+        panels = -(-items // panel)
+        self._items.rows = weight.data_ptr()
+        made = (
+            torch.empty((panels, -(-width // 4), panel, 4), dtype=torch.uint8),
+            *(torch.empty(panels * panel) for _ in range(2)),
+            *(torch.empty(panels) for _ in range(2)),
+        )
+        addresses = [tensor.data_ptr() for tensor in made]
+        if self._native.functions_for(10**12)[0].serving_make_bytes(self._address, *addresses):
+            self._items.rows = None
+            return False
+        for name, address in zip(
+            ("bytes", "scale", "above", "rest", "norm"), addresses, strict=True
+        ):
+            setattr(self._items, name, address)
+        self._kept = [weight, *made]
+        self._weight = weight
+        return True
+
+    @property
+    def first_pass(self) -> Literal["floats", "bytes"]:
+        """What the weights are read as."""
+        return "floats" if self._weight is None else "bytes"
 
     def weight(self) -> Tensor:
-        """Return the weights again, float32 (v, d): a copy, for what is done seldom."""
-        return self._panels.transpose(1, 2).flatten(0, 1)[: len(self._bias)]
+        """Return the weights again, float32 (v, d): maybe a copy, for what is done seldom."""
+        if self._weight is not None:
+            return self._weight
+        return self._kept[0].transpose(1, 2).flatten(0, 1)[: len(self._bias)]
+
+    def bounds(self, outputs: UserOutputs) -> tuple[Tensor, Tensor] | None:
+        """Return bounds of every score from below and above, float32 (u, v), as bytes give them.
+
+        Returns:
+            None where the outputs are too large for it, or the first pass is not over bytes.
+        """
+        if self._weight is None:
+            return None
+        lower, upper = (torch.empty((len(outputs), len(self._bias))) for _ in range(2))
+        wrong = self._native.functions_for(10**12)[0].serving_bounds(
+            self._address,
+            outputs.contiguous().data_ptr(),
+            len(outputs),
+            lower.data_ptr(),
+            upper.data_ptr(),
+        )
+        return None if wrong else (lower, upper)
 
     def top_k(
         self,
@@ -145,7 +237,7 @@ class NativeCatalogue:
         v, (users, width) = len(self._bias), outputs.shape
         if (
             k < 1
-            or not _is(outputs, torch.float32, (users, self._panels.shape[1]))
+            or not _is(outputs, torch.float32, (users, self._items.width))
             or not (excluded is None or _is(excluded, torch.int64, (users, excluded.shape[-1])))
             or not (unavailable is None or _is(unavailable, torch.bool, (v,)))
         ):
@@ -156,14 +248,11 @@ class NativeCatalogue:
         scores, items = torch.empty((users, k)), torch.empty((users, k), dtype=torch.int64)
         functions, threads = self._native.functions_for(users * v * width)
         wrong = functions.serving_top_k(
+            self._address,
             outputs.data_ptr(),
-            self._panels.data_ptr(),
-            self._bias.data_ptr(),
             None if excluded is None else excluded.data_ptr(),
             None if unavailable is None else unavailable.data_ptr(),
             users,
-            width,
-            v,
             k,
             0 if excluded is None else excluded.shape[1],
             scores.data_ptr(),
