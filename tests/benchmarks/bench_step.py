@@ -2,6 +2,10 @@
 
     python -m tests.benchmarks.bench_step [--items N] [--rounds N] [--threads N] [--form auto|torch]
         [--json FILE] [--plot FILE.svg]
+    python -m tests.benchmarks.bench_step --device cuda [--items N] [--rounds N] [--json FILE]
+
+The second form measures the step on a GPU alone, see `tests.benchmarks.gpu_step`; the rest is about
+the first.
 
 Agreement: users take 1,000 random items one by one, and once more all at once; the states after
 every 100 of them and the top-10 after each are compared. Top-10s are equal up to ties if, by the
@@ -34,8 +38,10 @@ from models.allocator import freed_memory_kept
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving import ServingModel
+from models.serving_graphs import capture_cuda
 from models.serving_native import load_native_serving
 from tests.benchmarks.forms import PublishedRecommender
+from tests.benchmarks.gpu_step import FLOOR, GRAPH, LAUNCHES, measure_steps
 from tests.benchmarks.plot import Panel, write_lines
 from tests.benchmarks.report import machine, print_table, write_json
 from tests.benchmarks.sasrec import Sasrec
@@ -215,6 +221,27 @@ def draw_plot(path: Path, ways: dict[int, dict[str, float]], ages: list[Any], th
     write_lines(path, f"What one more event of a user costs, threads: {threads}", panels)
 
 
+def on_gpu(device: torch.device, n_items: int, rounds: int, path: Path | None) -> None:
+    """Measure the step on a GPU, print the table and write the figures."""
+    name = torch.cuda.get_device_name(device)
+    print(f"{machine()}\n{name}, {n_items} items\n")
+    costs = measure_steps(create_recommender(n_items), device, capture_cuda, rounds)
+    print_table(
+        ("users", GRAPH, LAUNCHES, FLOOR, "of floor"),
+        [
+            (
+                f"{users}",
+                by.get(GRAPH, "none"),
+                by[LAUNCHES],
+                by[FLOOR],
+                by.get(GRAPH, by[LAUNCHES]) / by[FLOOR],
+            )
+            for users, by in costs.items()
+        ],
+    )
+    write_json(path, {"gpu": name, "items": n_items, "rounds": rounds, "us_a_batch": costs})
+
+
 @torch.inference_mode()
 def main() -> None:
     """Measure, print the tables and write figures and plot where asked."""
@@ -223,11 +250,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200, help="measured rounds at most")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--form", choices=("auto", "torch"), default="auto", help="as worker.form")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--plot", type=Path, help="where to draw them, as SVG")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    if arguments.device != "cpu":
+        on_gpu(torch.device(arguments.device), arguments.items, arguments.rounds, arguments.json)
+        return
     native = None
     if arguments.form == "auto":
         with tempfile.TemporaryDirectory(prefix="lrurec-bench-") as folder:
