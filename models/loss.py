@@ -62,6 +62,8 @@ def cross_entropy(
 
 
 class _LossAndGradients(NamedTuple):
+    """The mean loss, and the gradients of the sum of all positions' losses."""
+
     loss: Tensor
     outputs: Tensor | None
     weight: Tensor | None
@@ -84,13 +86,14 @@ def _chunked(
     """
     count, items = len(outputs), len(weight)
     inputs = torch.cat((outputs, outputs.new_ones(count, 1)), 1).to(kind)  # (t, d + 1)
-    table = torch.cat((weight.t(), bias[None])).to(kind)  # (d + 1, v)
+    # Laid out by items: to turn a table of many items around costs more than a product with it.
+    table = torch.cat((weight, bias[:, None]), 1).to(kind).t()  # (d + 1, v)
     factors = weight.to(kind)
     losses = outputs.new_empty(count)
     logits = outputs.new_empty(min(rows, count), items)
     shares = torch.empty_like(logits)
     grad_outputs = torch.empty_like(outputs) if needed[0] else None
-    grad_table = torch.zeros_like(table, dtype=outputs.dtype) if needed[1] or needed[2] else None
+    grad_table = outputs.new_zeros(table.shape) if needed[1] or needed[2] else None
     minus_one = outputs.new_full((1, 1), -1.0)
 
     for start in range(0, count, rows):
@@ -108,10 +111,6 @@ def _chunked(
         if grad_table is not None:
             add_product(grad_table, x.t(), grad, kind)
 
-    if grad_outputs is not None:
-        grad_outputs.div_(count)
-    if grad_table is not None:
-        grad_table.div_(count)
     return _LossAndGradients(
         losses.mean(),
         grad_outputs,
@@ -153,11 +152,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         made = _chunked(outputs, weight, bias, labels, rows, kind, ctx.needs_input_grad[:3])
         ctx.save_for_backward(made.outputs, made.weight, made.bias)
+        ctx.positions = len(outputs)
         return made.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # A graph may be gone through twice (retain_graph): what is saved must stay as it is.
+        scale = scale / ctx.positions
         grads = [None if saved is None else saved * scale for saved in ctx.saved_tensors]
         return (*grads, None, None, None)
