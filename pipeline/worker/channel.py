@@ -6,9 +6,13 @@ it died, so each learns of it at once. Nothing listens on the network for this.
 """
 
 import logging
+import os
+import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -18,6 +22,7 @@ METRICS, HEALTH, READY = b"metrics", b"health", b"ready"
 YES, NO = b"1", b"0"
 _STARTED = b"started"
 _ANSWER = b"="
+_END_S = 1.0  # for the last words of a process that has ended
 
 
 def encode_verdict(good: bool, line: str) -> bytes:
@@ -33,6 +38,9 @@ def decode_verdict(answer: bytes) -> tuple[bool, str]:
 class SupervisorEnd:
     """The supervisor's end; usable from several threads.
 
+    A thread of its own receives: a process that stands still in the middle of a message keeps
+    nobody else waiting.
+
     Attributes:
         child_descriptor: Of the other end, for the process to inherit.
     """
@@ -40,57 +48,67 @@ class SupervisorEnd:
     def __init__(self) -> None:
         self._ours, self._theirs = Pipe()
         self.child_descriptor = self._theirs.fileno()
-        self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._awaits_answer = False
-        self._has_started = False
+        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # None: it is gone
+        self._started = threading.Event()
+        self._receiver = threading.Thread(target=self._receive, name="channel", daemon=True)
 
     def handed_over(self) -> None:
         """Let go of the other end, once the process has it."""
         self._theirs.close()
+        self._receiver.start()
 
     def ask(self, question: bytes, deadline_s: float) -> bytes | None:
         """Ask and wait for the answer; None where none comes in time or the process is gone."""
         until_s = time.monotonic() + deadline_s
-        with self._lock:
-            try:
-                # An answer that came too late is not this question's, and where none came yet a
-                # process that stands still must not be sent ever more.
-                if self._awaits_answer and self._receive(until_s) is None:
-                    return None
-                self._ours.send_bytes(question)
-                self._awaits_answer = True
-                return self._receive(until_s)
-            except (OSError, EOFError):
+        if not self._asking.acquire(timeout=deadline_s):
+            return None
+        try:
+            # An answer that came too late is not this question's, and where none came yet a
+            # process that stands still must not be sent ever more.
+            if self._awaits_answer and self._next_answer(until_s) is None:
                 return None
+            self._ours.send_bytes(question)
+            self._awaits_answer = True
+            return self._next_answer(until_s)
+        except OSError:
+            return None
+        finally:
+            self._asking.release()
 
     def has_started(self) -> bool:
         """Tell whether the process has said that its start is through."""
-        with self._lock:
-            try:
-                while self._ours.poll(0):
-                    self._take(self._ours.recv_bytes())
-            except (OSError, EOFError):
-                pass
-            return self._has_started
+        return self._started.is_set()
 
     def close(self) -> None:
-        """Close this end."""
-        with self._lock:
+        """Close this end, once all that an ended process said is received."""
+        self._receiver.join(_END_S)
+        # Ends the thread also where the other end is still open somewhere.
+        with suppress(OSError), socket.socket(fileno=os.dup(self._ours.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+        self._receiver.join()
+        with self._asking:
             self._ours.close()
 
-    def _receive(self, until_s: float) -> bytes | None:
-        while self._ours.poll(max(0.0, until_s - time.monotonic())):
-            answer = self._take(self._ours.recv_bytes())
-            if answer is not None:
-                return answer
-        return None
-
-    def _take(self, message: bytes) -> bytes | None:
-        if message == _STARTED:
-            self._has_started = True
+    def _next_answer(self, until_s: float) -> bytes | None:
+        try:
+            answer = self._answers.get(timeout=max(0.0, until_s - time.monotonic()))
+        except queue.Empty:
             return None
         self._awaits_answer = False
-        return message.removeprefix(_ANSWER)
+        return answer
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message = self._ours.recv_bytes()
+                if message == _STARTED:
+                    self._started.set()
+                else:
+                    self._answers.put(message.removeprefix(_ANSWER))
+        except (OSError, EOFError):
+            self._answers.put(None)
 
 
 class ProcessEnd:

@@ -134,9 +134,9 @@ class Child:
         assert self._running is not None
         process, channel = self._running
         code = process.wait()
-        self.was_ready = self.was_ready or channel.has_started()
         self._running = None
         channel.close()
+        self.was_ready = self.was_ready or channel.has_started()
         return code
 
     def send(self, number: signal.Signals) -> None:

@@ -1,11 +1,15 @@
 """What a supervisor is made of: settings by process, exits, channel, verdicts, folder."""
 
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from pipeline.settings import KafkaSettings, Settings, WorkerSettings, parse_com
 from pipeline.worker.channel import (
     HEALTH,
     METRICS,
+    READY,
     ProcessEnd,
     SupervisorEnd,
     decode_verdict,
@@ -191,6 +196,39 @@ def test_an_answer_that_comes_too_late_is_not_the_next_question_s(
     go.set()
 
     assert supervisor.ask(HEALTH, 5) == b"1fine"
+
+
+def test_a_process_that_stands_still_within_an_answer_keeps_nobody_waiting() -> None:
+    """Half a page has come: questions go unanswered in time, and nothing else has to wait."""
+    supervisor = SupervisorEnd()
+    process = socket.socket(fileno=os.dup(supervisor.child_descriptor))
+    supervisor.handed_over()
+    with process, ThreadPoolExecutor(3) as askers:
+        process.sendall(struct.pack("!i", 1_000_000) + b"=" + b"x" * 1000)
+        began_s = time.monotonic()
+
+        answers = list(askers.map(lambda one: supervisor.ask(one, 0.2), [METRICS, HEALTH, READY]))
+
+        assert answers == [None, None, None]
+        assert not supervisor.has_started()
+        supervisor.close()
+        assert time.monotonic() - began_s < 5
+        while process.recv(4096):  # then the question, and the end
+            pass
+
+
+def test_what_an_ended_process_said_last_is_heard() -> None:
+    """Whether its start was through decides whether it is started again."""
+    for _ in range(20):
+        supervisor = SupervisorEnd()
+        process = Connection(os.dup(supervisor.child_descriptor))
+        supervisor.handed_over()
+        process.send_bytes(b"started")
+        process.close()
+
+        supervisor.close()
+
+        assert supervisor.has_started()
 
 
 # --- verdicts
