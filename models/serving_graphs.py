@@ -46,7 +46,8 @@ def capture_cuda(body: Body, device: torch.device) -> Body:
 
     Other threads may use the device meanwhile, but not capture.
     """
-    with torch.cuda.device(device):
+    # The outer stream so that a capture that fails cannot leave its own as the current one.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -133,7 +134,6 @@ class StepGraphs:
         bucket = self._buckets.get(size)
         if bucket is not None:
             return bucket.step(slots, items)
-
         return self._first_step(size, model, states, slots, items)
 
     def _first_step(
