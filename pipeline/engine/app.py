@@ -29,6 +29,8 @@ class EngineApp(faust.App):
     Attributes:
         engine_options: Options of the engine.
         stream_service: Everything between the agent and the commit.
+        on_joined: Is called with each assignment, once only its restores are left to do, which have
+            deadlines of their own.
         on_assignment: Is told (owned partitions, seconds) when an assignment flows.
         on_restored_rows: Is told how many changelog records were applied, and first whether they
             were a standby's.
@@ -40,6 +42,7 @@ class EngineApp(faust.App):
 
     engine_options: EngineOptions
     stream_service: StreamService
+    on_joined: Callable[[], None] = staticmethod(lambda: None)
     on_assignment: Callable[[set[int], float], None] = staticmethod(
         lambda partitions, seconds: None
     )

@@ -128,6 +128,7 @@ class Restore(Service):
         restores = [self._restore(number, sources[number], log_id) for number in gained]
         for number in standbys - set(self._standbys):
             self._standbys[number] = self.add_future(self._stand_by(number, log_id))
+        app.on_joined()
         counts = await asyncio.gather(*restores)
         self.completed.set()
         self.tables.on_actives_ready()

@@ -38,7 +38,7 @@ class ExitCode(enum.IntEnum):
     """A local row is damaged; its partition's local copy was removed, the next start restores
     it."""
     STALLED = 77
-    """The watchdog saw work waiting and no progress."""
+    """The watchdog saw work waiting and no progress, or a start took too long."""
     STORE = 78
     """The local copy of the rows cannot be used; the log says why and what to do."""
     KAFKA = 79

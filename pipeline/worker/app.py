@@ -34,6 +34,7 @@ from pipeline.worker.hotswap import Swapper
 from pipeline.worker.recommend import RecommendationProcessor
 from pipeline.worker.releases import TopicFollower
 from pipeline.worker.served_model import ModelHolder, choose_device
+from pipeline.worker.start_watch import StartWatch
 from state.rocks import RocksStore
 from state.store import StateStore
 
@@ -154,11 +155,13 @@ class Worker:
         app: Its Faust app.
         store: Its rows.
         metrics_port: Where /metrics is answered; None: nowhere.
+        health: Answers whether it is fine and ready.
     """
 
     app: EngineApp
     store: RocksStore
     metrics_port: int | None
+    health: "HealthReport"
     _faust: StreamWorker
     _closers: list[Callable[[], Any]]
 
@@ -186,6 +189,7 @@ def create_worker(
     settings: Settings,
     registry: CollectorRegistry,
     *,
+    start: StartWatch | None = None,
     at_stage: Callable[[str], None] | None = None,
 ) -> Worker:
     """Check everything, load the newest release and build a worker.
@@ -193,6 +197,7 @@ def create_worker(
     Args:
         settings: All settings.
         registry: Where the metrics live.
+        start: What watches the start; None: it begins here.
         at_stage: For crash tests, see `create_app`.
 
     Raises:
@@ -200,12 +205,13 @@ def create_worker(
         state.errors.StateError: The data folder is in use or damaged.
     """
     check_versions(allow_untested=settings.worker.allow_untested_versions)
-    allow_open_files()
-    partitions = require_topics(settings)
-    if settings.worker.threads is not None:
-        torch.set_num_threads(settings.worker.threads)
-    closers: list[Callable[[], Any]] = []
+    start = start or StartWatch(settings)
+    closers: list[Callable[[], Any]] = [start.over]
     try:
+        allow_open_files()
+        partitions = require_topics(settings)
+        if settings.worker.threads is not None:
+            torch.set_num_threads(settings.worker.threads)
         store = RocksStore(settings.worker.data_dir / "states", settings.store)
         closers.append(store.close_all)
         claim_data_folder(settings)
@@ -226,7 +232,8 @@ def create_worker(
             partitions=partitions,
             at_stage=at_stage,
         )
-        health = HealthReport(app)
+        app.on_joined = start.over
+        health = HealthReport(app, start)
         server = serve(
             registry,
             settings.metrics.host,
@@ -245,7 +252,7 @@ def create_worker(
             closers.append(follower.stop)
         closers.extend(follower.tell_to_stop for follower in followers)  # at once, then wait
         port = None if server is None else server.port
-        return Worker(app, store, port, StreamWorker(app, loop), closers)
+        return Worker(app, store, port, health, StreamWorker(app, loop), closers)
     except BaseException:
         while closers:
             closers.pop()()
@@ -274,11 +281,15 @@ def _read_catalogue(settings: Settings, catalogue: Catalogue) -> dict[int, int]:
 class HealthReport:
     """Answers for /healthz and /readyz; asked from the thread of the metrics server."""
 
-    def __init__(self, app: EngineApp) -> None:
+    def __init__(self, app: EngineApp, start: StartWatch) -> None:
         self._app = app
+        self._start = start
 
     def alive(self) -> tuple[bool, str]:
-        """Tell whether work that waits makes progress."""
+        """Tell whether work that waits makes progress; a start that takes too long ends itself."""
+        starting_s = self._start.seconds()
+        if starting_s is not None:
+            return True, f"starting for {starting_s:.0f} s"
         stuck_s = self._app.stream_service.pulse.seconds_without_progress()
         limit_s = self._app.engine_options.watchdog_s
         return stuck_s < limit_s, f"{stuck_s:.1f} s without progress (limit {limit_s:g} s)"

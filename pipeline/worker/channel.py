@@ -51,7 +51,8 @@ class SupervisorEnd:
         self._asking = threading.Lock()
         self._awaits_answer = False
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # None: it is gone
-        self._started = threading.Event()
+        self._has_started = False
+        self._start_is_over = threading.Event()
         self._receiver = threading.Thread(target=self._receive, name="channel", daemon=True)
 
     def handed_over(self) -> None:
@@ -79,7 +80,11 @@ class SupervisorEnd:
 
     def has_started(self) -> bool:
         """Tell whether the process has said that its start is through."""
-        return self._started.is_set()
+        return self._has_started
+
+    def wait_for_start(self, deadline_s: float) -> bool:
+        """Wait until the start is through or the process gone; False where neither is in time."""
+        return self._start_is_over.wait(deadline_s)
 
     def close(self) -> None:
         """Close this end, once all that an ended process said is received."""
@@ -104,11 +109,13 @@ class SupervisorEnd:
             while True:
                 message = self._ours.recv_bytes()
                 if message == _STARTED:
-                    self._started.set()
+                    self._has_started = True
+                    self._start_is_over.set()
                 else:
                     self._answers.put(message.removeprefix(_ANSWER))
         except (OSError, EOFError):
             self._answers.put(None)
+            self._start_is_over.set()
 
 
 class ProcessEnd:

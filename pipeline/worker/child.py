@@ -20,6 +20,7 @@ from prometheus_client import REGISTRY, disable_created_metrics, generate_latest
 from pipeline.log import configure_logging
 from pipeline.settings import Settings, SettingsFlags
 from pipeline.worker.channel import HEALTH, METRICS, READY, ProcessEnd, encode_verdict
+from pipeline.worker.start_watch import StartWatch
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Run the worker; ends by SystemExit with Faust's exit code."""
-    settings = command.settings
+    settings, start = command.settings, StartWatch(command.settings)
     configure_logging(settings.log, process=command.number)
     # A second series for every counter, which nobody here asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library types it not
@@ -53,12 +54,11 @@ def run(command: Command) -> int:
     channel = ProcessEnd(
         command.channel, answers, lambda: _stop_alone(settings.worker.stop_deadline_s)
     )
-    from pipeline.worker.app import HealthReport, create_worker  # takes seconds: torch and Faust
+    from pipeline.worker.app import create_worker  # takes seconds: torch and Faust
 
-    worker = create_worker(settings, REGISTRY)
-    report = HealthReport(worker.app)
-    answers[HEALTH] = lambda: encode_verdict(*report.alive())
-    answers[READY] = lambda: encode_verdict(*report.ready())
+    worker = create_worker(settings, REGISTRY, start=start)
+    answers[HEALTH] = lambda: encode_verdict(*worker.health.alive())
+    answers[READY] = lambda: encode_verdict(*worker.health.ready())
     channel.say_started()
     worker.run()
     return 0

@@ -20,7 +20,7 @@ MEANINGS: Mapping[int, str] = {
     ExitCode.FROZEN: "it stood still for longer than its session",
     ExitCode.CHECKPOINT: "a checkpoint was refused or not confirmed",
     ExitCode.DAMAGED_ROW: "a local row is damaged and will be restored from the changelog",
-    ExitCode.STALLED: "records waited and none was finished",
+    ExitCode.STALLED: "records waited and none was finished, or its start took too long",
     ExitCode.STORE: "the local copy of the rows cannot be used",
     ExitCode.KAFKA: "Kafka did not answer or refused",
     ExitCode.TOPICS: "the interactions topic is gone or has other partitions",
@@ -44,9 +44,9 @@ def is_final(code: int, *, was_ready: bool) -> bool:
         code: Its exit code.
         was_ready: Whether a start of it was ever through. If not, an error is one that one process
             alone would have ended with: something was never right, and whoever started it should
-            know. A signal is no such error.
+            know. A signal is no such error, nor is a start that was waited for in vain.
     """
-    return code in FINAL or (code > 0 and not was_ready)
+    return code in FINAL or (code > 0 and code != ExitCode.STALLED and not was_ready)
 
 
 def pause_after(pause_before_s: float, ran_s: float) -> float:

@@ -29,10 +29,13 @@ from pipeline.worker.channel import HEALTH, METRICS, READY, SupervisorEnd, decod
 from pipeline.worker.exits import is_final, meaning, pause_after
 from pipeline.worker.folder_lock import lock_folder
 from pipeline.worker.merged_pages import MergedPages, merged_verdict
+from pipeline.worker.start_watch import start_deadline_s
 
 _log = logging.getLogger(__name__)
 
-STOP_MARGIN_S = 5.0  # a process ends itself at its own deadline; killed is what cannot
+# A process ends itself at its own deadlines; killed is what cannot.
+STOP_MARGIN_S = 5.0
+START_MARGIN_S = 10.0  # its own watch begins once Python runs
 ANSWER_DEADLINE_S = 2.0
 
 
@@ -110,6 +113,8 @@ class Child:
         self.was_ready = False
         self._settings = settings
         self._lock = lock
+        self._start_deadline_s = start_deadline_s(settings)
+        self._started_s = 0.0
         self._running: tuple[subprocess.Popen[bytes], SupervisorEnd] | None = None
 
     def start(self) -> int:
@@ -126,13 +131,25 @@ class Child:
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone
         )
         channel.handed_over()
+        self._started_s = time.monotonic()
         self._running = process, channel
         return process.pid
 
     def wait(self) -> int:
-        """Wait for its end; the exit code, or minus the number of the signal that ended it."""
+        """Wait for its end; the exit code, or minus the number of the signal that ended it.
+
+        One whose start takes too long is killed.
+        """
         assert self._running is not None
         process, channel = self._running
+        if not channel.wait_for_start(self._start_deadline_s + START_MARGIN_S):
+            _log.error(
+                "process %d (pid %d) has not started in %g s: killing it",
+                self.number,
+                process.pid,
+                self._start_deadline_s + START_MARGIN_S,
+            )
+            process.kill()
         code = process.wait()
         self._running = None
         channel.close()
@@ -154,7 +171,7 @@ class Child:
         """Ask for its health or whether it is ready.
 
         One that is down or starts is not ready, but no reason to end all of them: it is started
-        again. One that runs and does not answer stands still.
+        again. One that runs and does not answer stands still, and so does one that starts for ever.
         """
         running = self._running
         answer = self.ask(question)
@@ -162,8 +179,11 @@ class Child:
             return decode_verdict(answer)
         if running is None:
             return question == HEALTH, "down"
-        starting = not running[1].has_started()
-        return question == HEALTH and starting, "starting" if starting else "does not answer"
+        if running[1].has_started():
+            return False, "does not answer"
+        elapsed_s = time.monotonic() - self._started_s
+        in_time = elapsed_s < self._start_deadline_s
+        return question == HEALTH and in_time, f"starting for {elapsed_s:.0f} s"
 
 
 class Supervisor:
