@@ -46,8 +46,8 @@ class WorkerSettings:
     """A worker told to stop that is still there after this long ends itself; nothing is lost."""
 
     restore_deadline_s: float = 600.0
-    """Longest time that restoring the states of one partition from the changelog may take; and, with
-    kafka.connect_timeout_s added, a start up to there."""
+    """Longest time that restoring the states of one partition from the changelog may take; and,
+    with kafka.connect_timeout_s added, a start up to there."""
 
     standby_replicas: int = 0
     """Workers, besides the owner, that keep a copy of each partition's states; the same for all."""
