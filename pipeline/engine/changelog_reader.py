@@ -8,7 +8,7 @@ wait.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +43,7 @@ class Reading:
         broken: The changelog does not continue the local rows: it is read from its beginning, and
             what is older than the local rows is left out.
         seen: Of a broken one, the keys of which the changelog holds the newest row.
+        lacking: Of a broken standby that caught up, the keys of which it does not.
         in_bulk: Whether the rows up to `end` may be forgotten by a crash, with their position.
         written_to: The offset up to which the store has everything.
         applied: Records written so far.
@@ -60,6 +61,7 @@ class Reading:
     in_bulk: bool
     written_to: int
     seen: set[bytes] = field(default_factory=set)
+    lacking: set[bytes] | None = None
     applied: int = 0
     caught_up: asyncio.Event = field(default_factory=asyncio.Event)
     failed: asyncio.Future[None] = field(
@@ -328,10 +330,36 @@ class ChangelogReader:
         rows = {record.key: record.value for record in chunk.records}
         if reading.broken:
             rows = self._without_older(reading.partition, rows)
-            reading.seen.update(rows)
+            if reading.lacking is None:
+                reading.seen.update(rows)
         forgettable = reading.in_bulk and chunk.start < reading.end
         position = chunk.next_offset - 1
         self._store.write(reading.partition, rows.items(), position, logged=not forgettable)
+        if reading.broken and reading.follow and chunk.next_offset >= reading.end:
+            self._settle_standby(reading, rows)
+
+    def _settle_standby(self, reading: Reading, rows: Iterable[bytes]) -> None:
+        """Settle a broken standby once the changelog has all of its rows.
+
+        It may not publish those that are lacking, but their owner may write them.
+        """
+        if reading.lacking is None:
+            scan = self._store.scan(reading.partition)
+            reading.lacking = {key for key, _ in scan if key not in reading.seen}
+            reading.seen = set()
+            if reading.lacking:
+                logger.warning(
+                    "partition %d: the changelog lacks %d rows of this standby. If it gets the "
+                    "partition before they are written, it reads everything again and publishes "
+                    "them",
+                    reading.partition,
+                    len(reading.lacking),
+                )
+        reading.lacking.difference_update(rows)
+        if not reading.lacking:
+            self._store.set_mark(reading.partition, reading.mark)
+            reading.broken = False
+            logger.info("partition %d: changelog and standby agree again", reading.partition)
 
     def _without_older(
         self, partition: int, rows: dict[bytes, bytes | None]

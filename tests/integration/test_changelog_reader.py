@@ -337,6 +337,39 @@ def test_a_standby_is_told_when_its_changelog_is_made_anew(
     store.close_all()
 
 
+def test_a_standby_of_a_changelog_made_anew_settles_once_that_has_all_its_rows(
+    kafka: str, topic: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever takes over from it then goes on where it was; before, everything is read again."""
+    own: list[Row] = [(0, b"first", b"5"), (0, b"second", b"6"), (0, b"deleted", None)]
+    send(kafka, topic, own)
+    store = RocksStore(tmp_path / "states", SMALL)
+    run(restore_all(kafka, topic, store))
+    made_anew(kafka, topic, [(0, b"first", b"5"), (0, b"second", b"3")] * 20)
+    log_id = topic_id(KafkaSettings(bootstrap_servers=kafka), topic).encode()
+
+    async def follow() -> tuple[bool, Reading]:
+        async with reading_from(kafka, topic, store) as reader:
+            standby = await reader.begin(0, log_id, follow=True)
+            await reader.catch_up(standby)
+            was_broken = standby.broken
+            sent = [(0, b"other", b"1"), (0, b"second", b"6"), (0, b"second", b"7")]
+            await asyncio.to_thread(send, kafka, topic, sent)
+            while reader.behind(standby) or standby.applied < 43:
+                await asyncio.sleep(0.05)
+            reader.drop(standby)
+            return was_broken, await restored(reader, log_id, 0)
+
+    was_broken, takeover = run(follow())
+
+    assert was_broken
+    assert "partition 0: the changelog lacks 1 rows of this standby" in caplog.text
+    assert not takeover.broken
+    assert takeover.applied == 0
+    assert dict(store.scan(0)) == {b"first": b"5", b"second": b"7", b"other": b"1"}
+    store.close_all()
+
+
 def test_a_dropped_reading_writes_no_more_and_a_new_one_goes_on(
     kafka: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,7 +189,11 @@ def open_partitions(worker: WorkerProcess) -> set[int]:
 
 def test_a_restore_that_takes_too_long_ends_the_worker(stream: Settings) -> None:
     """One line names the setting; nothing was acknowledged."""
-    with running_worker(with_worker(stream, restore_deadline_s=0.001)) as worker:
+    hasty = with_worker(stream, restore_deadline_s=0.001)
+    hasty = dataclasses.replace(
+        hasty, kafka=dataclasses.replace(hasty.kafka, connect_timeout_s=60.0)
+    )
+    with running_worker(hasty) as worker:
         assert worker.wait() == ExitCode.RESTORE
 
     assert "was not restored within 0.001 s (worker.restore-deadline-s)" in last_words(worker)
