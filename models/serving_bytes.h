@@ -5,16 +5,18 @@
 // be among the k best by them are scored as serving_top_k.h scores them, to the same bits.
 //
 // The bound. For one user and one item, let u and w be the float32 vectors, of d <= MAX_DEPTH
-// numbers, b the bias, s the score: a chain of d fused multiply-adds in float32 that starts from b.
+// numbers, b the bias, s the score: a chain of d multiply-adds in float32 that starts from b.
 // u' = p a and w' = q c are the rounded ones, a and c whole numbers of at most 127, p and q their
 // scales. All norms are Euclidean: by Cauchy and Schwarz |x y| <= |x| |y|. With e = 2^-24:
 //
 //   u w - u' w' = u (w - w') + (u - u') w'   is at most   |u| |w - w'| + |u - u'| |w'|,
-//   s - (b + u w)    is at most   (d + 1) e (|b| + |u| |w|)   where nothing underflows,
+//   s - (b + u w)    is at most   (d + 2) e (|b| + |u| |w|)   where nothing underflows,
 //
-// the second because each of d roundings changes the sum by a factor of at most 1 + e, and
-// (1 + e)^d - 1 <= (d + 1) e for such d; |u_1 w_1| + |u_2 w_2| + ... <= |u| |w|. An underflow adds
-// at most 2^-126 each (2^-150 unless results that small are flushed to zero). Measured in q, let
+// the second because no term of the sum is rounded more than d + 1 times (d where multiplication
+// and addition are fused), each time by a factor of at most 1 + e, and (1 + e)^(d+1) - 1 <=
+// (d + 2) e for such d; |u_1 w_1| + |u_2 w_2| + ... <= |u| |w|. A result that underflows adds at
+// most 2^-126, even if it is flushed to zero. A number of u or w that small may be read as zero:
+// the norms of u - u' and w - w' are taken sqrt(d) 2^-126 too large for that. Measured in q, let
 // r be at least |w - w'| / q and n at least |w'| / q, for a whole panel of items; so |w| <= q (n +
 // r), and u' w' = q p (a c) with |p (a c)| <= |u'| n <= (|u| + |u - u'|) n. The pass computes
 //
@@ -23,7 +25,7 @@
 //
 // a c is exact: below 2^24. Four roundings at most (two where multiplication and addition are
 // fused) change U by at most 4 e (1 + e) (q (|u'| n + E) + |B|), and underflows by 2^-126 (q + 1):
-// less than what G has above (d + 1) e, and 2^-120 and 2^-110. So s <= U, the bound from above.
+// less than what G has above (d + 2) e, and 2^-120 and 2^-110. So s <= U, the bound from above.
 // From below, with D = q E + (B - b): U <= b + u' w' + D + (those roundings), and D holds both what
 // s may differ from b + u' w' and those roundings, so that s >= U - 2 D. It is computed in double
 // precision and rounded to float32, e (|U| + 2 D) more, for which G has enough left.
@@ -35,13 +37,15 @@ namespace {
 
 constexpr int64_t MAX_DEPTH = 1024;
 constexpr float TOO_LARGE = 1e36f;  // scores from here on are left to floats: none may overflow
+constexpr float LARGE_OUTPUT = 1e30f;  // so are users from here on: |p (a c)| <= 2^13 |u|
+constexpr float LEAST = std::numeric_limits<float>::min();  // 2^-126: below, numbers may be zero
 constexpr double UP = 1 + 0x1p-20;  // more than what rounding a bound itself may lose
 
 int64_t up_to_fours(int64_t depth) { return (depth + 3) / 4 * 4; }
 double slack(int64_t depth) { return (depth + 16) * 0x1p-24; }  // G
 
 // Rounds a vector to scale * q, q whole numbers up to 127; returns the scale, and the norms of
-// what is left and of the rounded vector.
+// what is left (or would be, were tiny numbers zero) and of the rounded vector.
 struct Rounded {
   float scale;
   double rest, norm;
@@ -50,7 +54,7 @@ Rounded round_to_bytes(const float* x, int64_t n, int8_t* q) {
   float most = 0;
 #pragma omp simd reduction(max : most)
   for (int64_t i = 0; i < n; ++i) most = std::max(most, std::fabs(x[i]));
-  const float scale = std::max(most / 127, std::numeric_limits<float>::denorm_min());
+  const float scale = std::max(most / 127, LEAST);
   const double inverse = 1 / double(scale);
   double rest = 0, norm = 0;
 #pragma omp simd reduction(+ : rest, norm)
@@ -61,7 +65,7 @@ Rounded round_to_bytes(const float* x, int64_t n, int8_t* q) {
     rest += left * left;
     norm += whole * whole;
   }
-  return {scale, std::sqrt(rest), scale * std::sqrt(norm)};
+  return {scale, std::sqrt(rest) + std::sqrt(double(n)) * LEAST, scale * std::sqrt(norm)};
 }
 
 // Fills bytes, scale, above, rest and norm of a catalogue, and the greatest weight and bias.
@@ -72,6 +76,7 @@ bool make_bytes(Catalogue& by, uint8_t* bytes, float* scale, float* above, float
   if (d > MAX_DEPTH) return false;
   std::vector<int8_t> q(deep);
   double most_weight = 0, most_bias = 0;
+  Widest widest{};
   for (int64_t i = 0; i < up_to_panels(by.items); ++i) {
     const int64_t panel = i / PANEL, lane = i % PANEL;
     uint8_t* to = bytes + panel * PANEL * deep + 4 * lane;
@@ -91,10 +96,18 @@ bool make_bytes(Catalogue& by, uint8_t* bytes, float* scale, float* above, float
         if (!(size < TOO_LARGE)) return false;
         most_bias = std::max(most_bias, size);
         above[i] = std::nextafter(float(b + slack(d) * size + 0x1p-110), -NONE);
+        if (i < CHUNK) {
+          widest.scale = std::max(widest.scale, scale[i]);
+          widest.bias = std::max(widest.bias, float((above[i] - b) * UP));
+        }
       }
     }
     for (int64_t c = 0; c < deep; ++c) to[c / 4 * 4 * PANEL + c % 4] = uint8_t(q[c] + 128);
   }
+  const int64_t seen = std::min(up_to_panels(by.items), CHUNK) / PANEL;
+  widest.rest = *std::max_element(rest, rest + seen);
+  widest.norm = *std::max_element(norm, norm + seen);
+  by.widest = widest;
   by.most_weight = float(most_weight * UP), by.most_bias = float(most_bias);
   return true;
 }
@@ -138,7 +151,7 @@ Spread spread_of(const Catalogue& by, const float* u, int8_t* q) {
 #pragma omp simd reduction(+ : squares)
   for (int64_t i = 0; i < d; ++i) squares += double(u[i]) * u[i];
   const double size = std::sqrt(squares), g = slack(d);
-  if (!(size < TOO_LARGE && 8 * size * by.most_weight + by.most_bias < TOO_LARGE)) return {};
+  if (!(size < LARGE_OUTPUT && 8 * size * by.most_weight + by.most_bias < TOO_LARGE)) return {};
   const Rounded to = round_to_bytes(u, d, q);
   int32_t sum = 0;
   for (int64_t i = 0; i < d; ++i) sum += q[i];
@@ -202,59 +215,42 @@ float bound_below(const Spread& user, const Catalogue& by, int64_t item, float u
   return float(upper - 2 * (by.scale[item] * e + (by.above[item] - b)));
 }
 
-// The largest D of the first items that a user may have.
-struct Widest {
-  float scale = 0, rest = 0, norm = 0, bias = 0;
-
-  Widest(const Catalogue& by, int64_t items) {
-    for (int64_t i = 0; i < items; ++i) {
-      if (by.above[i] == NONE) continue;
-      scale = std::max(scale, by.scale[i]);
-      bias = std::max(bias, (by.above[i] - by.bias[i]) * float(UP));
-      rest = std::max(rest, by.rest[i / PANEL]);
-      norm = std::max(norm, by.norm[i / PANEL]);
-    }
-  }
-  double at(const Spread& user) const {
-    return scale * (double(user.by_rest) * rest + double(user.by_norm) * norm + 0x1p-120) * UP +
-           bias;
-  }
-};
+// As much as D of any item of the first chunk, for one user.
+double widest_of(const Spread& user, const Widest& by) {
+  return by.scale * (double(user.by_rest) * by.rest + double(user.by_norm) * by.norm + 0x1p-120) *
+             UP + by.bias;
+}
 
 // What may be among the k best of one user. None of those has a score below the k-th best bound
 // from below, so the bar, just below that one, never rises above any.
 struct Candidates {
   struct Bounded {
-    float upper;
+    float upper, lower;
     int32_t index;
   };
   std::vector<Bounded> found;
-  std::vector<float> lowers;  // the k best bounds from below so far, the least in front
-  int64_t k, most;            // more than `most` candidates: scoring all items is faster
-  float bar;
-  bool given_up;
+  int64_t k, most;  // more than `most` candidates: scoring all items is faster
+  float bar = NONE;
+  size_t room;  // so many candidates before the bar is raised again
+  bool given_up = false;
 
-  void add(float upper, float lower, int32_t index) {
-    found.push_back({upper, index});
-    const bool is_full = int64_t(lowers.size()) == k;
-    if (!is_full || lower > lowers.front()) {
-      if (is_full) {
-        std::pop_heap(lowers.begin(), lowers.end(), std::greater<float>());
-        lowers.pop_back();
-      }
-      lowers.push_back(lower);
-      std::push_heap(lowers.begin(), lowers.end(), std::greater<float>());
-      if (int64_t(lowers.size()) == k) raise(lowers.front());
-    }
-    if (found.size() < found.capacity()) return;
-    keep_above();
-    if (2 * found.size() > found.capacity()) found.reserve(2 * found.capacity());
-    if (int64_t(found.size()) > most) give_up();
+  // Not inline: the loop around it, over scores that are below the bar, has registers to lose.
+  __attribute__((noinline)) void add(float upper, float lower, int32_t index) {
+    if (found.size() >= room) keep_above();
+    found.push_back({upper, lower, index});
   }
   void raise(float reached) { bar = std::max(bar, std::nextafter(reached, NONE)); }
   void keep_above() {
-    const auto is_out = [&](const Bounded& item) { return !(item.upper > bar); };
-    found.erase(std::remove_if(found.begin(), found.end(), is_out), found.end());
+    if (int64_t(found.size()) >= k && !given_up) {
+      std::vector<float> lowers(found.size());
+      for (size_t i = 0; i < found.size(); ++i) lowers[i] = found[i].lower;
+      std::nth_element(lowers.begin(), lowers.begin() + k - 1, lowers.end(), std::greater<>());
+      raise(lowers[k - 1]);
+      const auto is_out = [&](const Bounded& item) { return !(item.upper > bar); };
+      found.erase(std::remove_if(found.begin(), found.end(), is_out), found.end());
+    }
+    if (int64_t(found.size()) > most) give_up();
+    room = 2 * found.size() + 8;
   }
   void give_up() {
     given_up = true;
@@ -262,6 +258,14 @@ struct Candidates {
     found.clear();
   }
 };
+
+// A bound that at least k of the first chunk's reach.
+float reached_by_k(const float* uppers, int64_t padded, int64_t k) {
+  if (2 * k <= PANEL || k > padded) return score_of_k(uppers, padded, k);
+  std::vector<float> sorted(uppers, uppers + padded);
+  std::nth_element(sorted.begin(), sorted.begin() + k - 1, sorted.end(), std::greater<>());
+  return sorted[k - 1];
+}
 
 // Scores items of one user as top_k_by_floats does.
 void score_again(const Query& q, const float* output, const Candidates& from, float* panel,
@@ -313,17 +317,19 @@ void top_k_by_bytes(const Query& q, int64_t first_user, int64_t users, float* sc
   std::vector<Candidates> candidates(users);
   for (int64_t u = 0; u < users; ++u) {
     spreads[u] = spread_of(by, q.outputs + (first_user + u) * d, bytes.data() + u * deep);
-    candidates[u].k = q.k, candidates[u].most = most, candidates[u].bar = NONE;
-    candidates[u].found.reserve(4 * q.k + 64), candidates[u].lowers.reserve(q.k);
+    candidates[u].k = q.k, candidates[u].most = most, candidates[u].room = 4 * q.k + 16;
+    candidates[u].found.reserve(candidates[u].room);
     if (!spreads[u].fits) candidates[u].give_up();
   }
-  std::vector<float> uppers(ROWS * STRIDE), panel(PANEL * d);
+  std::vector<float> uppers(std::min<int64_t>(users, ROWS) * STRIDE), panel(PANEL * d);
   float above[CHUNK];
-  const Widest widest(by, std::min(CHUNK, by.items));
-  for (int64_t first = 0; first < by.items; first += CHUNK) {
+  int64_t given_up = 0;
+  for (int64_t first = 0; first < by.items && given_up < users; first += CHUNK) {
     const int64_t width = std::min(CHUNK, by.items - first), padded = up_to_panels(width);
     copy_starts(q, by.above, first, width, above);
     in_groups(users, [&](int64_t group, int64_t rows) {
+      const auto* own = &candidates[group];
+      if (std::all_of(own, own + rows, [](const Candidates& of) { return of.given_up; })) return;
       for (int64_t i = 0; i < padded; i += PANEL)
         bounds(rows, &spreads[group], bytes.data() + group * deep, by, first + i, above + i,
                uppers.data() + i);
@@ -333,22 +339,24 @@ void top_k_by_bytes(const Query& q, int64_t first_user, int64_t users, float* sc
         const Spread& spread = spreads[group + r];
         strike(q, first_user + group + r, first, upper);
         if (first == 0)
-          own.raise(float(score_of_k(upper, padded, q.k) - 2 * widest.at(spread)));
+          own.raise(float(reached_by_k(upper, padded, q.k) - 2 * widest_of(spread, by.widest)));
         visit_above(upper, padded, own.bar, [&](int64_t at) {
           own.add(upper[at], bound_below(spread, by, first + at, upper[at]), int32_t(first + at));
         });
       }
     });
+    given_up = 0;
+    for (const Candidates& own : candidates) given_up += own.given_up;
   }
   std::vector<int64_t> rest;
   std::vector<Item> best;
   for (int64_t u = 0; u < users; ++u) {
     const int64_t user = first_user + u;
+    candidates[u].keep_above();
     if (candidates[u].given_up) {
       rest.push_back(user);
       continue;
     }
-    candidates[u].keep_above();
     score_again(q, q.outputs + user * d, candidates[u], panel.data(), best);
     put_out(best.data(), best.size(), q.k, scores_out + user * q.k, items_out + user * q.k);
   }
@@ -357,9 +365,8 @@ void top_k_by_bytes(const Query& q, int64_t first_user, int64_t users, float* sc
 
 void top_k_of_users(const Query& q, int64_t first_user, int64_t users, float* scores_out,
                     int64_t* items_out) {
-  if (q.items.bytes && q.k <= q.items.items / 64)
-    return top_k_by_bytes(q, first_user, users, scores_out, items_out);
-  top_k_by_floats(q, first_user, users, scores_out, items_out);
+  const auto by = q.items.bytes ? top_k_by_bytes : top_k_by_floats;
+  by(q, first_user, users, scores_out, items_out);
 }
 
 }  // namespace

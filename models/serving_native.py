@@ -34,9 +34,9 @@ SMALL_PRODUCTS = 4_000_000
 """Multiplications up to which a call uses one thread and keeps the interpreter's lock: about
 0.1 ms, while another thread that takes the lock may keep it for milliseconds."""
 
-MIN_BYTES_ITEMS = 20_000
-"""Items from which on a first pass over bytes is faster than one over floats, measured for 1 to 256
-users."""
+MIN_BYTES_ITEMS, MIN_BYTES_ITEMS_OF_K = 12_000, 1_000
+"""Items, in all and for each one of a list, from which on a first pass over bytes is faster than
+one over floats: for 1, 8 and 256 users, with AVX-512."""
 
 _ADDRESS, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -86,6 +86,7 @@ class _Catalogue(ctypes.Structure):
         ("width", _SIZE),
         ("most_weight", ctypes.c_float),
         ("most_bias", ctypes.c_float),
+        ("widest", ctypes.c_float * 4),
     )
 
 
@@ -98,8 +99,8 @@ class NativeServing:
 
     def __init__(self, library: Path) -> None:
         # The same library twice: calls by the first keep the interpreter's lock.
-        self._small, self._large = ctypes.PyDLL(str(library)), ctypes.CDLL(str(library))
-        for functions in (self._small, self._large):
+        self._small, self.large = ctypes.PyDLL(str(library)), ctypes.CDLL(str(library))
+        for functions in (self._small, self.large):
             functions.serving_top_k.argtypes = [
                 *[_ADDRESS] * 4, *[_SIZE] * 3, *[_ADDRESS] * 2, ctypes.c_int
             ]  # fmt: skip
@@ -118,7 +119,7 @@ class NativeServing:
         """Return the functions to call for so much work, and the number of threads."""
         if products <= SMALL_PRODUCTS:
             return self._small, 1
-        return self._large, torch.get_num_threads()
+        return self.large, torch.get_num_threads()
 
     def panels(self, matrix: Tensor) -> Tensor:
         """Return a matrix (in, out) as panels (out / panel, in, panel), filled up with zeros."""
@@ -130,7 +131,7 @@ class NativeServing:
     def erf(self, z: Tensor) -> Tensor:
         """Return the error function of float32 (n,) as the step computes it; n a multiple of 16."""
         y = torch.empty_like(z)
-        self._large.serving_erf(z.data_ptr(), y.data_ptr(), z.numel())
+        self.large.serving_erf(z.data_ptr(), y.data_ptr(), z.numel())
         return y
 
 
@@ -139,12 +140,12 @@ class NativeCatalogue:
 
     Args:
         native: The compiled functions.
-        weight: float32 (v, d), row 0 the pad token's.
-        bias: float32 (v,).
-        first_pass: What the weights are read as: floats, or bytes, a quarter of the memory, whose
+        weight: float32 (v, d), row 0 the pad token's; not copied, so it must stay as it is.
+        bias: float32 (v,), likewise.
+        first_pass: What all weights are read as: floats, or bytes, a quarter of the memory, whose
             bounds say which items to score in floats (`serving_bytes.h`). The same lists, to the
-            bit. None: what is faster here. Floats, too, where no bounds can be had: scores near
-            1e36, or wide weights.
+            bit. None: bytes where they are faster. Floats, too, where no bounds can be had: of
+            numbers from 1e36 on, or more than 1,024 of them an item.
     """
 
     def __init__(
@@ -155,51 +156,70 @@ class NativeCatalogue:
         first_pass: Literal["floats", "bytes"] | None = None,
     ) -> None:
         self._native = native
-        self._bias = bias.contiguous()
-        items, width = weight.shape
-        self._items = _Catalogue(bias=self._bias.data_ptr(), items=items, width=width)
-        self._address = ctypes.addressof(self._items)
-        self._weight: Tensor | None = None
-        self._kept = list[Tensor]()  # what the addresses of the catalogue are of
-        if first_pass is None:
-            is_fast = native.bytes_are_fast and items >= MIN_BYTES_ITEMS
-            first_pass = "bytes" if is_fast else "floats"
-        if first_pass == "floats" or not self._make_bytes(weight.contiguous()):
-            self._kept = [native.panels(weight.t())]
-            self._items.panels = self._kept[0].data_ptr()
-
-    def _make_bytes(self, weight: Tensor) -> bool:
-        """Lay the catalogue out for the first pass over bytes, if it is one for it."""
-        panel, (items, width) = self._native.panel, weight.shape
-        panels = -(-items // panel)
-        self._items.rows = weight.data_ptr()
-        made = (
-            torch.empty((panels, -(-width // 4), panel, 4), dtype=torch.uint8),
-            *(torch.empty(panels * panel) for _ in range(2)),
-            *(torch.empty(panels) for _ in range(2)),
-        )
-        addresses = [tensor.data_ptr() for tensor in made]
-        if self._native.functions_for(10**12)[0].serving_make_bytes(self._address, *addresses):
-            self._items.rows = None
-            return False
-        for name, address in zip(
-            ("bytes", "scale", "above", "rest", "norm"), addresses, strict=True
-        ):
-            setattr(self._items, name, address)
-        self._kept = [weight, *made]
-        self._weight = weight
-        return True
+        self._weight: Tensor | None = weight.contiguous()
+        self._bias, self._width = bias.contiguous(), weight.shape[1]
+        self._kept = list[Tensor]()  # what the addresses below are of
+        wanted = first_pass or ("bytes" if self._bytes_are_faster(1) else "floats")
+        self._bytes = self._make_bytes() if wanted == "bytes" else None
+        self._floats: _Catalogue | None = None
+        self._chooses = first_pass is None
+        if self._bytes is None:
+            self._floats = self._make_floats()
+            self._weight = None  # the panels hold it
 
     @property
     def first_pass(self) -> Literal["floats", "bytes"]:
-        """What the weights are read as."""
-        return "floats" if self._weight is None else "bytes"
+        """What the weights are read as, at least for short lists."""
+        return "floats" if self._bytes is None else "bytes"
 
     def weight(self) -> Tensor:
-        """Return the weights again, float32 (v, d): maybe a copy, for what is done seldom."""
-        if self._weight is not None:
-            return self._weight
-        return self._kept[0].transpose(1, 2).flatten(0, 1)[: len(self._bias)]
+        """Return the weights, float32 (v, d): maybe a copy, for what is done seldom."""
+        if self._weight is None:
+            return self._kept[0].transpose(1, 2).flatten(0, 1)[: len(self._bias)]
+        return self._weight
+
+    def _bytes_are_faster(self, k: int) -> bool:
+        least = max(MIN_BYTES_ITEMS, k * MIN_BYTES_ITEMS_OF_K)
+        return self._native.bytes_are_fast and len(self._bias) >= least
+
+    def _catalogue_for(self, k: int) -> _Catalogue:
+        """Return the layout to find k items by; that of floats is made when first needed."""
+        if self._bytes is not None and (not self._chooses or self._bytes_are_faster(k)):
+            return self._bytes
+        if self._floats is None:
+            self._floats = self._make_floats()
+        return self._floats
+
+    def _make_floats(self) -> _Catalogue:
+        panels = self._native.panels(self.weight().t())
+        self._kept.append(panels)
+        return self._catalogue(panels=panels)
+
+    def _make_bytes(self) -> _Catalogue | None:
+        """Lay the items out for the first pass over bytes; None if no bounds can be had."""
+        panels = -(-len(self._bias) // self._native.panel)
+        padded = panels * self._native.panel
+        made = {
+            "bytes": torch.empty((padded, -(-self._width // 4) * 4), dtype=torch.uint8),
+            "scale": torch.empty(padded),
+            "above": torch.empty(padded),
+            "rest": torch.empty(panels),
+            "norm": torch.empty(panels),
+        }
+        catalogue = self._catalogue(rows=self.weight(), **made)
+        addresses = [tensor.data_ptr() for tensor in made.values()]
+        if self._native.large.serving_make_bytes(ctypes.addressof(catalogue), *addresses):
+            return None
+        self._kept += made.values()
+        return catalogue
+
+    def _catalogue(self, **parts: Tensor) -> _Catalogue:
+        return _Catalogue(
+            **{name: part.data_ptr() for name, part in parts.items()},
+            bias=self._bias.data_ptr(),
+            items=len(self._bias),
+            width=self._width,
+        )
 
     def bounds(self, outputs: UserOutputs) -> tuple[Tensor, Tensor] | None:
         """Return bounds of every score from below and above, float32 (u, v), as bytes give them.
@@ -207,11 +227,11 @@ class NativeCatalogue:
         Returns:
             None where the outputs are too large for it, or the first pass is not over bytes.
         """
-        if self._weight is None:
+        if self._bytes is None:
             return None
         lower, upper = (torch.empty((len(outputs), len(self._bias))) for _ in range(2))
-        wrong = self._native.functions_for(10**12)[0].serving_bounds(
-            self._address,
+        wrong = self._native.large.serving_bounds(
+            ctypes.addressof(self._bytes),
             outputs.contiguous().data_ptr(),
             len(outputs),
             lower.data_ptr(),
@@ -237,7 +257,7 @@ class NativeCatalogue:
         v, (users, width) = len(self._bias), outputs.shape
         if (
             k < 1
-            or not _is(outputs, torch.float32, (users, self._items.width))
+            or not _is(outputs, torch.float32, (users, self._width))
             or not (excluded is None or _is(excluded, torch.int64, (users, excluded.shape[-1])))
             or not (unavailable is None or _is(unavailable, torch.bool, (v,)))
         ):
@@ -248,7 +268,7 @@ class NativeCatalogue:
         scores, items = torch.empty((users, k)), torch.empty((users, k), dtype=torch.int64)
         functions, threads = self._native.functions_for(users * v * width)
         wrong = functions.serving_top_k(
-            self._address,
+            ctypes.addressof(self._catalogue_for(k)),
             outputs.data_ptr(),
             None if excluded is None else excluded.data_ptr(),
             None if unavailable is None else unavailable.data_ptr(),

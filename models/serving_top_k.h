@@ -16,14 +16,19 @@ constexpr int64_t SHARED = 512;  // users that go through the catalogue together
 constexpr int64_t STRIDE = CHUNK + LANES;  // of a user's scores: room to strike what lies elsewhere
 constexpr float NONE = -std::numeric_limits<float>::infinity();
 
-// As in serving_native.py. Either panels or rows hold the weights; with rows comes what a first
+// Both as in serving_native.py. Either panels or rows hold the weights; with rows comes what a first
 // pass over bytes needs, see serving_bytes.h.
+struct Widest {
+  float scale, rest, norm, bias;
+};
+
 struct Catalogue {
   const float *panels, *rows, *bias;
   const uint8_t* bytes;
   const float *scale, *above, *rest, *norm;
   int64_t items, width;
   float most_weight, most_bias;
+  Widest widest;
 };
 
 struct Query {
@@ -72,10 +77,21 @@ float score_of_k(const float* scores, int64_t width, int64_t k) {
       const Vector score = load(scores + i + v * LANES);
       most[v] = score > most[v] ? score : most[v];
     }
-  float lanes[PANEL];
-  std::memcpy(lanes, most, sizeof lanes);
-  std::nth_element(lanes, lanes + k - 1, lanes + PANEL, std::greater<float>());
-  return lanes[k - 1];
+  // Strikes out the highest until k are gone: no branch depends on the scores, unlike in a sort.
+  for (int64_t found = 0;;) {
+    Vector high = most[0];
+    for (int v = 1; v < VECTORS; ++v) high = most[v] > high ? most[v] : high;
+    float highest = high[0];
+    for (int i = 1; i < LANES; ++i) highest = std::max(highest, high[i]);
+    Mask struck{};
+    for (int v = 0; v < VECTORS; ++v) {
+      const Mask is_it = most[v] == highest;
+      struck += is_it;
+      most[v] = is_it ? all(NONE) : most[v];
+    }
+    for (int i = 0; i < LANES; ++i) found -= struck[i];
+    if (found >= k || highest == NONE) return highest;
+  }
 }
 
 // Copies what scores of a chunk start from, in whole panels: NONE for what no user may get.
@@ -95,15 +111,23 @@ void strike(const Query& q, int64_t user, int64_t first, float* scores) {
   }
 }
 
-// Calls visit(i) where scores[i] is above the bar, which visit may raise.
+// Calls visit(i) where scores[i] is above the bar, which visit may raise; that is seldom.
 template <class Visit>
 void visit_above(const float* scores, int64_t padded, const float& bar, Visit visit) {
-  for (int64_t i = 0; i < padded; i += LANES) {
-    uint32_t above = greater(load(scores + i), all(bar));
-    for (; above; above &= above - 1) {
-      const int64_t at = i + __builtin_ctz(above);
-      if (scores[at] > bar) visit(at);
+  Vector level = all(bar);
+  for (int64_t i = 0; i < padded; i += PANEL) {
+    uint32_t any = 0;
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) any |= greater(load(scores + i + v * LANES), level);
+    if (__builtin_expect(any == 0, 1)) continue;
+    for (int64_t j = i; j < i + PANEL; j += LANES) {
+      uint32_t above = greater(load(scores + j), all(bar));
+      for (; above; above &= above - 1) {
+        const int64_t at = j + __builtin_ctz(above);
+        if (scores[at] > bar) visit(at);
+      }
     }
+    level = all(bar);
   }
 }
 
@@ -112,10 +136,14 @@ void panels_of_rows(const float* rows, int64_t count, int64_t width, float* pane
   for (int64_t first = 0; first < count; first += PANEL, panels += PANEL * width) {
     const int64_t size = std::min<int64_t>(PANEL, count - first);
     const float* from = rows + first * width;
-    for (int64_t c = 0; c < width; ++c) {
-      for (int64_t r = 0; r < size; ++r) panels[c * PANEL + r] = from[r * width + c];
-      std::fill(panels + c * PANEL + size, panels + (c + 1) * PANEL, 0.0f);
-    }
+    if (size < PANEL) std::fill_n(panels, PANEL * width, 0.0f);
+    int64_t r = 0;
+    for (; r + 8 <= size; r += 8)
+      for (int64_t c = 0; c < width; ++c)
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < 8; ++i) panels[c * PANEL + r + i] = from[(r + i) * width + c];
+    for (; r < size; ++r)
+      for (int64_t c = 0; c < width; ++c) panels[c * PANEL + r] = from[r * width + c];
   }
 }
 

@@ -5,6 +5,7 @@ import math
 import tempfile
 import threading
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -211,6 +212,7 @@ def test_the_error_function_is_within_its_bound() -> None:
     n_excluded=st.integers(0, 40),
     levels=st.sampled_from([2, 200]),
     order=st.sampled_from([None, 1, -1]),
+    first_pass=st.sampled_from(["floats", "bytes"]),
 )
 def test_native_top_k_equals_sorting_every_score(
     seed: int,
@@ -221,6 +223,7 @@ def test_native_top_k_equals_sorting_every_score(
     n_excluded: int,
     levels: int,
     order: int | None,
+    first_pass: Literal["floats", "bytes"],
 ) -> None:
     """The very lists of a full stable sort: of equal scores, the lower item comes first."""
     rng = np.random.default_rng(seed)
@@ -236,6 +239,7 @@ def test_native_top_k_equals_sorting_every_score(
         _native(),
         torch.tensor(weight, dtype=torch.float32),
         torch.tensor(bias, dtype=torch.float32),
+        first_pass,
     )
 
     found = catalogue.top_k(
