@@ -18,7 +18,17 @@ from models.serving_native import NativeCatalogue, NativeServing, load_native_se
 
 Floats = NDArray[np.float32]
 
-SHAPES = ["plain", "scales", "outlier", "biased", "zeros", "ties", "aligned", "denormal", "tiny"]
+SHAPES = [
+    "plain",
+    "scales",
+    "outlier",
+    "biased",
+    "zeros",
+    "ties",
+    "aligned",
+    "denormal",
+    "underflow",
+]
 """What is difficult for bounds: see `_draw`."""
 
 
@@ -51,17 +61,20 @@ def _draw(
         case "ties":
             weight[:] = weight[rng.integers(0, min(3, items), items)]
             bias[:] = 1
-        case "aligned":  # what is left of an item points at what is left of the user
-            outputs = rng.choice([0.5, -0.5, 1.49], (users, width))
-            weight = rng.choice([0.5, -0.5, 1.49], (items, width))
-            outputs[:, 0], weight[:, 0] = 127, 127
+        case "aligned":  # what is left of an item points along the outputs, or against them
+            outputs[:] = rng.standard_normal((users, 1))
+            against = rng.random((items, 1)) < rng.choice([0.8, 0.995])
+            weight = rng.integers(-5, 6, (items, width)) + np.where(against, -0.49, 0.49)
+            weight[:, 0] = 127
+            bias[:] = 0
+        case "underflow":  # rounded without a rest, and each product is lost in part
+            outputs = rng.integers(-127, 128, (users, width)) * 2.0**-75
+            weight = rng.integers(-127, 128, (items, width)) * 2.0**-79
+            outputs[:, 0], weight[:, 0] = 127 * 2.0**-75, 127 * 2.0**-79
+            bias[:] = 0
         case "denormal":
             weight *= 1e-40
             bias *= 1e-40
-        case "tiny":  # products far below the smallest float
-            weight *= 1e-30
-            outputs *= 1e-30
-            bias *= 1e-44
         case _:
             pass
     bias[rng.random(items) < 0.05] = -np.inf
