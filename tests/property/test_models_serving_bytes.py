@@ -174,6 +174,22 @@ def test_lists_are_those_of_floats_to_the_bit(
     assert torch.equal(by_floats[1], by_bytes[1])
 
 
+@given(st.integers(0, 2**32))
+def test_items_whose_score_is_their_bound_are_not_missed(seed: int) -> None:
+    """A few items score as high as bounds allow, most as low: the few are found among them."""
+    numbers = _draw(np.random.default_rng(seed), "aligned", 8, 4000, 64)
+    outputs, weight, bias = map(torch.from_numpy, numbers)
+
+    by_floats, by_bytes = (
+        NativeCatalogue(_native(), weight, bias, first_pass).top_k(outputs, 10, None, None)
+        for first_pass in ("floats", "bytes")
+    )
+
+    assert by_floats is not None
+    assert by_bytes is not None
+    assert all(map(torch.equal, by_floats, by_bytes))
+
+
 @given(st.integers(0, 2**32), st.integers(1, 9))
 def test_users_too_large_for_bounds_get_the_lists_of_floats(seed: int, users: int) -> None:
     """Some users' scores could overflow: they, and the others, get what floats give."""
