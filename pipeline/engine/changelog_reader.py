@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from pipeline.engine.chunks import Chunk, fetch_chunks
+from pipeline.engine.clients import start_client
 from pipeline.engine.options import EngineOptions
 from state.store import StateStore
 
@@ -228,7 +229,7 @@ class ChangelogReader:
                     max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
                     fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
                 )
-                await consumer.start()
+                await start_client(consumer)
                 # All of them once and for ever, and paused: an assignment that changes would throw
                 # away what is on its way for the others.
                 consumer.assign(self._tps)

@@ -25,6 +25,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
+from pipeline.engine.clients import start_client
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import DeadLetter, PartitionResult, Processor, Snapshot
 from pipeline.engine.stop import ExitCode, end_by, end_process
@@ -85,15 +86,6 @@ async def _send_batches(
             future = await producer.send_batch(batch, topic, partition=partition)
             sent.append((future, batch.record_count()))
     return sent
-
-
-async def stop_quietly(producer: AIOKafkaProducer, timeout_s: float = 2.0) -> None:
-    """Close a producer with nothing left to send; a broker that is away does not hold it."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await producer.stop()
-    except Exception:
-        return
 
 
 @dataclass(eq=False)
@@ -279,11 +271,7 @@ class Checkpointer:
             compression_type=self._options.compression,
             retry_backoff_ms=20,  # also paces the initialisation
         )
-        try:
-            await producer.start()
-        except BaseException:
-            await stop_quietly(producer)
-            raise
+        await start_client(producer)
         return OwnedPartition(number, producer)
 
     async def log_rows(

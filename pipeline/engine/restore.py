@@ -17,7 +17,8 @@ from faust.tables.manager import TableManager as FaustTableManager
 from mode import Service
 
 from pipeline.engine.changelog_reader import ChangelogReader, LogChanged, Reading
-from pipeline.engine.partitions import OwnedPartition, stop_quietly
+from pipeline.engine.clients import stop_quietly
+from pipeline.engine.partitions import OwnedPartition
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from pipeline.errors import BrokerUnavailable
 
@@ -38,6 +39,7 @@ class Restore(Service):
         self.in_recovery = False  # asked by Faust's consumer
         self._generation: int | None = None
         self._job: asyncio.Future[None] | None = None
+        self._stream_start: asyncio.Future[Any] | None = None
         self._standbys: dict[int, asyncio.Future[Any]] = {}
         stream = app.stream_service
         self._reader = ChangelogReader(
@@ -55,6 +57,9 @@ class Restore(Service):
         if self._job is not None:
             self._job.cancel()
             await asyncio.wait([self._job])
+        if self._stream_start is not None:
+            self._stream_start.cancel()
+            await asyncio.gather(self._stream_start, return_exceptions=True)
         await self._stop_standbys(set(self._standbys))
         await self._reader.stop()
 
@@ -93,8 +98,7 @@ class Restore(Service):
         changelogs = {tp.partition for tp in assigned if consumer._is_changelog_tp(tp)}
         standbys = changelogs - set(sources)
         await self._stop_standbys(set(self._standbys) - standbys)
-        if not stream.started:
-            await self.add_runtime_dependency(stream)
+        await self._start_stream()
         # What is being fetched belongs to positions that are about to change.
         while consumer.fetching:
             await asyncio.sleep(0.002)
@@ -145,6 +149,13 @@ class Restore(Service):
             sum(counts),
         )
         app.on_assignment(set(sources), time.monotonic() - started_s)
+
+    async def _start_stream(self) -> None:
+        """Start the stream service, once; a rebalance meanwhile does not leave it half started."""
+        if self._stream_start is None:
+            start = self.add_runtime_dependency(self.app.stream_service)
+            self._stream_start = asyncio.ensure_future(start)
+        await asyncio.shield(self._stream_start)
 
     async def _require_partitions(self, assigned: Collection[int]) -> None:
         """End the process where the source is gone or got other partitions meanwhile.

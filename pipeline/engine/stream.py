@@ -16,6 +16,7 @@ from faust.types import TP
 from mode import Service
 
 from pipeline.engine.chunks import Chunk
+from pipeline.engine.clients import start_client, stop_quietly
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.partitions import (
     MAX_BATCH_BYTES,
@@ -23,7 +24,6 @@ from pipeline.engine.partitions import (
     OwnedPartition,
     send_dead_letters,
     send_records,
-    stop_quietly,
 )
 from pipeline.engine.processor import PartitionResult, Processor
 from pipeline.engine.pulse import Pulse
@@ -89,13 +89,14 @@ class StreamService(Service):
 
     async def on_start(self) -> None:
         """Open the producer of the outputs and start watching the process's own pulse."""
-        self._producer = AIOKafkaProducer(
+        producer = AIOKafkaProducer(
             **self.options.kafka,
             enable_idempotence=True,
             max_batch_size=MAX_BATCH_BYTES,
             compression_type=self.options.compression,
         )
-        await self._producer.start()
+        await start_client(producer)
+        self._producer = producer
         self.pulse.start()
 
     # --- intake
