@@ -45,7 +45,14 @@ def top_k(
     Raises:
         ValueError: k is below 1, or an excluded item is not in 0..v-1.
     """
-    v = weight.shape[0]
+    check_arguments(weight.shape[0], k, excluded)
+    if unavailable is not None:
+        bias = bias.masked_fill(unavailable, -math.inf)
+    return best_items(outputs, weight, bias, k, excluded)
+
+
+def check_arguments(v: int, k: int, excluded: ExcludedItems | None) -> None:
+    """Raise ValueError where `top_k` says so, for v rows of weights."""
     if k < 1:
         msg = f"k must be at least 1, got {k}"
         raise ValueError(msg)
@@ -54,9 +61,13 @@ def top_k(
         if least < 0 or most >= v:
             msg = f"excluded items must be in 0..{v - 1}, got {least}..{most}"
             raise ValueError(msg)
-    if unavailable is not None:
-        bias = bias.masked_fill(unavailable, -math.inf)
 
+
+def best_items(
+    outputs: Tensor, weight: Tensor, bias: Tensor, k: int, excluded: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Do what `top_k` does, unchecked and in any one dtype; a bias of -inf leaves an item out."""
+    v = weight.shape[0]
     best = [
         _best_of_block(outputs, weight, bias, k, excluded, first, min(first + BLOCK_ITEMS, v))
         for first in range(1, v, BLOCK_ITEMS)

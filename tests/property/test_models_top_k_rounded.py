@@ -1,0 +1,220 @@
+"""Laws of the first pass in bfloat16, on the CPU: its bounds hold, and its lists are exact.
+
+The same code runs on CUDA, where sums are taken in another order; bounds grant any.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import top_k as plain
+from models import top_k_rounded as module
+from models.top_k_rounded import RoundedItems
+
+KINDS = ("plain", "scales", "outliers", "alike", "aligned", "tiny", "zeros")
+
+
+def _vectors(rng: np.random.Generator, kind: str, count: int, width: int) -> np.ndarray:
+    """Vectors of one kind, float32 (count, width); each is hard on bounds in another way."""
+    vectors = rng.standard_normal((count, width))
+    if kind == "scales":
+        vectors *= 10.0 ** rng.uniform(-10, 10, (count, 1))
+    elif kind == "outliers":
+        vectors[np.arange(count), rng.integers(width, size=count)] *= 1e4
+    elif kind == "alike":  # every item may be the best
+        vectors = vectors[:1] + 1e-5 * vectors
+    elif kind == "aligned":  # all that rounding leaves points the same way, as far as it can
+        vectors = (
+            np.full((count, width), 1 + 2**-8 - 2**-20) * 2.0 ** rng.integers(-9, 9, count)[:, None]
+        )
+    elif kind == "tiny":
+        vectors *= 10.0 ** rng.uniform(-45, -30, (count, 1))
+    elif kind == "zeros":
+        vectors *= rng.random((count, 1)) < 0.3
+    return vectors.astype(np.float32)
+
+
+def _exact(weight: np.ndarray, bias: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Every score of one user: in double precision the products are exact, and rounded once."""
+    products = weight.astype(float) * output.astype(float)
+    return np.array([math.fsum([b, *row]) for b, row in zip(bias, products, strict=True)])
+
+
+def _bias(rng: np.random.Generator, size: float, count: int) -> np.ndarray:
+    bias = size * rng.standard_normal(count)
+    bias[rng.random(count) < 0.1] = -np.inf
+    return bias.astype(np.float32)
+
+
+cases = given(
+    seed=st.integers(0, 2**32),
+    table=st.sampled_from(KINDS),
+    user=st.sampled_from(KINDS),
+    bias_size=st.sampled_from([0, 1e-41, 1, 1e8]),
+    n_items=st.integers(1, 400),
+    width=st.one_of(st.integers(1, 9), st.sampled_from([64, 200])),
+)
+
+
+@cases
+@pytest.mark.parametrize("cancels", [False, True])
+def test_no_score_is_above_its_bound(
+    cancels: bool, seed: int, table: str, user: str, bias_size: float, n_items: int, width: int
+) -> None:
+    """Neither the exact score nor what float32 may make of it, far from zero or near.
+
+    Near zero, where a bias cancels what is large, no allowance in proportion to the score helps.
+    """
+    rng = np.random.default_rng(seed)
+    weight, outputs = _vectors(rng, table, n_items + 1, width), _vectors(rng, user, 2, width)
+    bias = _bias(rng, bias_size, n_items + 1)
+    if cancels:
+        bias = np.clip(-weight.astype(float) @ outputs[0], -1e14, 1e14).astype(np.float32)
+    items = RoundedItems.of(torch.from_numpy(weight), torch.from_numpy(bias))
+    assert items is not None
+
+    bounds, found = items.highest_bounds(torch.from_numpy(outputs), n_items, None, None)
+
+    for of_user in range(2):
+        exact = _exact(weight, bias, outputs[of_user])
+        sizes = np.abs(weight.astype(float)) @ np.abs(outputs[of_user].astype(float))
+        exact += (width + 2) * 2**-24 * (np.abs(np.where(np.isfinite(bias), bias, 0)) + sizes)
+        place = found[of_user][bounds[of_user] > -math.inf].numpy()
+        assert sorted(place) == [item for item in range(1, n_items + 1) if np.isfinite(bias[item])]
+        assert (exact[place] <= bounds[of_user, : len(place)].numpy()).all()
+
+
+@cases
+@pytest.mark.parametrize("block_items", [50, 10_000])
+def test_lists_are_exact_whatever_the_numbers_are(
+    block_items: int,
+    seed: int,
+    table: str,
+    user: str,
+    bias_size: float,
+    n_items: int,
+    width: int,
+) -> None:
+    """No item that is left out is better than one listed, but for the rounding of float32."""
+    rng = np.random.default_rng(seed)
+    n_items, k = n_items + 300, int(rng.integers(1, 4))
+    weight, outputs = _vectors(rng, table, n_items + 1, width), _vectors(rng, user, 3, width)
+    bias = _bias(rng, bias_size, n_items + 1)
+    excluded = rng.integers(0, n_items + 1, (3, 40))
+    unavailable = rng.random(n_items + 1) < 0.2
+    rounded = RoundedItems.of(torch.from_numpy(weight), torch.from_numpy(bias))
+    assert rounded is not None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "BLOCK_ITEMS", block_items)
+        scores, items = rounded.top_k(
+            torch.from_numpy(outputs), k, torch.from_numpy(excluded), torch.from_numpy(unavailable)
+        )
+
+    assert scores.shape == items.shape == (3, k)
+    for of_user in range(3):
+        exact = _exact(weight, bias, outputs[of_user])
+        sizes = np.abs(weight.astype(float)) @ np.abs(outputs[of_user].astype(float))
+        error = (width + 2) * 2**-24 * (np.abs(bias) + sizes) + 2**-100
+        barred = unavailable.copy()
+        barred[[0, *excluded[of_user]]] = True
+        listed = items[of_user].numpy()
+        assert len({*listed}) == k
+        assert not barred[listed].any()
+        assert (np.abs(scores[of_user].numpy() - exact[listed]) <= error[listed]).all()
+        barred[listed] = True
+        barred |= ~np.isfinite(bias)
+        others = ~barred
+        assert (exact[others] - error[others] <= scores[of_user, -1].item()).all()
+
+
+@given(st.integers(0, 2**32), st.integers(0, 60), st.integers(1, 12), st.integers(500, 900))
+def test_lists_of_whole_numbers_are_those_of_a_sort(
+    seed: int, n_unavailable: int, k: int, n_items: int
+) -> None:
+    """Where scores are exact, the list has just the k highest; where none is left, item 0."""
+    rng = np.random.default_rng(seed)
+    outputs, weight = rng.integers(-300, 300, (4, 3)), rng.integers(-300, 300, (n_items + 1, 3))
+    unavailable = rng.permutation(n_items + 1) >= n_unavailable  # often fewer than k are left
+    rounded = RoundedItems.of(torch.tensor(weight).float(), torch.zeros(n_items + 1))
+    assert rounded is not None
+
+    scores, items = rounded.top_k(
+        torch.tensor(outputs).float(), k, None, torch.from_numpy(unavailable)
+    )
+
+    every_score = (outputs @ weight.T).astype(float)
+    every_score[:, unavailable] = -math.inf
+    every_score[:, 0] = -math.inf
+    assert scores.tolist() == (-np.sort(-every_score, 1)[:, :k]).tolist()
+    for user in range(4):
+        is_item = scores[user] > -math.inf
+        found = items[user, is_item].tolist()
+        assert every_score[user, found].tolist() == scores[user, is_item].tolist()
+        assert len({*found}) == len(found)
+        assert items[user, ~is_item].tolist() == [0] * (k - len(found))
+
+
+def test_the_first_pass_finds_the_lists_of_plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds are close enough that no user of a hundred has to be found by every score."""
+    rng = np.random.default_rng(0)
+    weight, outputs = (torch.from_numpy(_vectors(rng, "plain", n, 64)) for n in (20_000, 100))
+    bias = torch.randn(20_000)
+    rounded = RoundedItems.of(weight, bias)
+    assert rounded is not None
+    expected = plain.top_k(outputs, weight, bias, 10, None, None)[1]
+    monkeypatch.setattr(module, "top_k", None)  # calling it fails
+
+    _, items = rounded.top_k(outputs, 10, None, None)
+
+    assert torch.equal(items, expected)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, 1e20])
+def test_a_user_without_bounds_is_found_by_every_score(number: float) -> None:
+    """Outputs that are too large, or no numbers, change nothing for the others either."""
+    torch.manual_seed(0)
+    weight, bias, outputs = torch.randn(900, 8), torch.randn(900), torch.randn(3, 8)
+    outputs[1, 2] = number
+    rounded = RoundedItems.of(weight, bias)
+    assert rounded is not None
+
+    scores, items = rounded.top_k(outputs, 5, None, None)
+
+    expected = plain.top_k(outputs, weight, bias, 5, None, None)
+    assert torch.equal(items[::2], expected[1][::2])
+    alone = plain.top_k(outputs[1:2], weight, bias, 5, None, None)
+    assert torch.equal(items[1:2], alone[1])
+    assert torch.equal(scores[1:2].nan_to_num(7), alone[0].nan_to_num(7))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, 1e20])
+@pytest.mark.parametrize("wrong", ["weight", "bias"])
+def test_items_without_bounds_are_not_rounded(wrong: str, number: float) -> None:
+    """A weight or a bias that is too large, or no number, leaves nothing to bound scores by."""
+    weight, bias = torch.randn(90, 8), torch.randn(90)
+    assert RoundedItems.of(weight, bias) is not None
+    (weight[7] if wrong == "weight" else bias)[3] = number
+
+    assert RoundedItems.of(weight, bias) is None
+
+
+def test_arguments_are_checked_as_by_the_plain_form() -> None:
+    """No k below 1, no excluded item that the vocabulary has not."""
+    rounded = RoundedItems.of(torch.zeros(900, 8), torch.zeros(900))
+    assert rounded is not None
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        rounded.top_k(torch.zeros(1, 8), 0, None, None)
+    with pytest.raises(ValueError, match=r"excluded items must be in 0\.\.899, got 900\.\.900"):
+        rounded.top_k(torch.zeros(1, 8), 1, torch.tensor([[900]]), None)
+
+
+def test_the_cpu_and_small_catalogues_keep_float32() -> None:
+    """It is for tensor cores and for many items."""
+    v = module.MIN_ROUNDED_ITEMS
+    assert RoundedItems.for_device(torch.zeros(v, 2), torch.zeros(v)) is None
+    assert RoundedItems.for_device(torch.zeros(9, 2), torch.zeros(9)) is None
