@@ -24,7 +24,6 @@ by less than 2^-7 |y|, even if it is cut off; so y + 2^-7 |y| is compared.
 
 import math
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class RoundedItems:
     rounded: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self | None:
+    def of(cls, weight: Tensor, bias: Tensor) -> "RoundedItems | None":
         """Round the items of a model, on any device; None where there are no bounds of scores."""
         if weight.shape[1] > LARGEST_WIDTH:
             return None
@@ -72,7 +71,7 @@ class RoundedItems:
         return cls(weight=weight, bias=bias, rounded=_side_by_side(near, columns))
 
     @classmethod
-    def for_device(cls, weight: Tensor, bias: Tensor) -> Self | None:
+    def for_device(cls, weight: Tensor, bias: Tensor) -> "RoundedItems | None":
         """Round the items where that is of use: many of them, on CUDA with tensor cores.
 
         Tells torch, for this process, that sums in bfloat16 are not to be rounded on their way.
