@@ -33,6 +33,7 @@ from models.shapes import (
     VocabularyFlags,
 )
 from models.top_k import top_k
+from models.top_k_rounded import RoundedItems
 from models.transfers import to_device
 
 MAX_ROWS = 8192
@@ -82,6 +83,7 @@ class ServingModel:
             )
             self._native: tuple[NativeStep, NativeCatalogue] | None = None
             self._weight: Tensor | None = None
+            self._rounded: RoundedItems | None = None
             if native is not None and self.device.type == "cpu":
                 self._native = (
                     NativeStep(native, self._embedding, self._blocks),
@@ -89,6 +91,7 @@ class ServingModel:
                 )
             else:
                 self._weight = weight.t().contiguous().t()  # stored as scores read it
+                self._rounded = RoundedItems.for_device(self._weight, self._bias)
             pad = torch.zeros(1, dtype=torch.int64)
             self._cold_start = self.advance(self.init_state(1), pad, torch.ones_like(pad))[1][0]
 
@@ -224,6 +227,8 @@ class ServingModel:
             best = self._native[1].top_k(outputs, k, excluded, unavailable)
             if best is not None:
                 return best
+        if self._rounded is not None:
+            return self._rounded.top_k(outputs, k, excluded, unavailable)
         return top_k(outputs, self._weights(), self._bias, k, excluded, unavailable)
 
     def _weights(self) -> Tensor:

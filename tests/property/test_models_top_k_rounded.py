@@ -11,8 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import serving
 from models import top_k as plain
 from models import top_k_rounded as module
+from models.config import ModelConfig
+from models.recommender import Recommender
+from models.serving import ServingModel
 from models.top_k_rounded import RoundedItems
 
 KINDS = ("plain", "scales", "outliers", "alike", "aligned", "tiny", "zeros")
@@ -207,6 +211,7 @@ def test_arguments_are_checked_as_by_the_plain_form() -> None:
     """No k below 1, no excluded item that the vocabulary has not."""
     rounded = RoundedItems.of(torch.zeros(900, 8), torch.zeros(900))
     assert rounded is not None
+
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         rounded.top_k(torch.zeros(1, 8), 0, None, None)
     with pytest.raises(ValueError, match=r"excluded items must be in 0\.\.899, got 900\.\.900"):
@@ -218,3 +223,24 @@ def test_the_cpu_and_small_catalogues_keep_float32() -> None:
     v = module.MIN_ROUNDED_ITEMS
     assert RoundedItems.for_device(torch.zeros(v, 2), torch.zeros(v)) is None
     assert RoundedItems.for_device(torch.zeros(9, 2), torch.zeros(9)) is None
+
+
+def test_a_served_model_with_rounded_items_gives_the_same_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever a device rounds a model's items, its lists are those of every score."""
+    config = ModelConfig(n_items=900, hidden_size=8, state_size=12)
+    recommender = Recommender(config, torch.Generator().manual_seed(0)).eval()
+    expected = ServingModel(recommender)
+    monkeypatch.setattr(RoundedItems, "for_device", RoundedItems.of)
+    served = ServingModel(recommender)
+    outputs, excluded = torch.randn(20, 8), torch.randint(0, 901, (20, 30))
+    unavailable = torch.rand(901) < 0.3
+    monkeypatch.setattr(serving, "top_k", None)  # calling it fails
+
+    scores, items = served.top_k(outputs, 5, excluded, unavailable)
+
+    expected_scores = expected.scores(outputs).gather(1, items)
+    assert torch.allclose(scores, expected_scores, atol=1e-6)
+    monkeypatch.undo()
+    assert torch.equal(items, expected.top_k(outputs, 5, excluded, unavailable)[1])
