@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from pipeline.__main__ import COMMANDS
 from pipeline.metrics import Metrics, SupervisorMetrics, TrainerMetrics
 from pipeline.settings import MetricsSettings, WorkerSettings, parse_command
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 OWN_SERVICES = ("topics", "worker", "trainer")
 
 
@@ -169,3 +171,23 @@ def test_the_image_gets_what_it_copies() -> None:
 
     assert {line[1:] for line in ignore if line.startswith("!")} == copied
     assert ignore.index("*") < min(ignore.index(f"!{path}") for path in copied)
+
+
+def test_what_is_installed_has_every_file_of_the_packages() -> None:
+    """The image runs from an installed copy: what is missing there is missed at a start."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {name: ROOT / name.replace(".", "/") for name in setuptools["packages"]}
+    patterns = setuptools["package-data"]
+
+    for top in ("models", "state", "pipeline"):
+        for path in (ROOT / top).rglob("*"):
+            if path.is_dir() or path.suffix == ".pyc":
+                continue
+            package = ".".join(path.parent.relative_to(ROOT).parts)
+            assert folders.get(package) == path.parent, path
+            # setuptools takes py.typed by itself.
+            assert (
+                path.suffix == ".py"
+                or path.name == "py.typed"
+                or any(path.match(pattern) for pattern in patterns.get(package, ()))
+            ), path
