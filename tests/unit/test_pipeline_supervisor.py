@@ -103,9 +103,12 @@ def test_anything_else_is_tried_again_once_it_was_right(code: int) -> None:
     assert not is_final(code, was_ready=True)
 
 
-@pytest.mark.parametrize(("code", "final"), [(1, True), (70, True), (0, False), (-9, False)])
+@pytest.mark.parametrize(
+    ("code", "final"),
+    [(1, True), (70, True), (0, False), (-9, False), (ExitCode.STALLED, False)],
+)
 def test_an_error_before_a_first_start_is_final(code: int, final: bool) -> None:
-    """One process would have ended with it; a signal says nothing about the settings."""
+    """One process would have ended with it; a signal or a vain wait tells of no setting."""
     assert is_final(code, was_ready=False) is final
 
 
