@@ -140,8 +140,7 @@ void serving_erf(const float* z, float* y, int64_t n) {
   for (int64_t i = 0; i + LANES <= n; i += LANES) store(y + i, erf(load(z + i)));
 }
 
-// Whether a first pass over bytes is faster than floats where there are items enough.
-int serving_bytes_are_fast() { return BYTES_ARE_FAST; }
+int64_t serving_bytes_fast_from() { return FAST_FROM; }
 
 // Makes the first pass over bytes ready; returns 0, or 1 if the weights are not for it.
 int serving_make_bytes(Catalogue* by, uint8_t* bytes, float* scale, float* above, float* rest,

@@ -34,9 +34,9 @@ SMALL_PRODUCTS = 4_000_000
 """Multiplications up to which a call uses one thread and keeps the interpreter's lock: about
 0.1 ms, while another thread that takes the lock may keep it for milliseconds."""
 
-MIN_BYTES_ITEMS, MIN_BYTES_ITEMS_OF_K = 12_000, 1_000
-"""Items, in all and for each one of a list, from which on a first pass over bytes is faster than
-one over floats: for 1, 8 and 256 users, with AVX-512."""
+MIN_BYTES_ITEMS_OF_K = 1_000
+"""Items for each one of a list from which on a first pass over bytes is faster than one over
+floats at 256 users; for fewer users it is so for longer lists, too."""
 
 _ADDRESS, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -111,9 +111,9 @@ class NativeServing:
             ]  # fmt: skip
             functions.serving_erf.argtypes = [_ADDRESS, _ADDRESS, _SIZE]
             functions.serving_erf.restype = None
-            functions.serving_panel.restype = _SIZE
+            functions.serving_panel.restype = functions.serving_bytes_fast_from.restype = _SIZE
         self.panel: int = self._small.serving_panel()
-        self.bytes_are_fast = bool(self._small.serving_bytes_are_fast())
+        self.bytes_fast_from: int = self._small.serving_bytes_fast_from()
 
     def functions_for(self, products: int) -> tuple[ctypes.CDLL, int]:
         """Return the functions to call for so much work, and the number of threads."""
@@ -179,8 +179,8 @@ class NativeCatalogue:
         return self._weight
 
     def _bytes_are_faster(self, k: int) -> bool:
-        least = max(MIN_BYTES_ITEMS, k * MIN_BYTES_ITEMS_OF_K)
-        return self._native.bytes_are_fast and len(self._bias) >= least
+        fast_from = self._native.bytes_fast_from
+        return fast_from > 0 and max(fast_from, k * MIN_BYTES_ITEMS_OF_K) <= len(self._bias)
 
     def _catalogue_for(self, k: int) -> _Catalogue:
         """Return the layout to find k items by; that of floats is made when first needed."""

@@ -226,9 +226,8 @@ def test_weights_without_bounds_are_read_as_floats(weight: float, bias: float) -
 
 def test_long_lists_are_found_by_floats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where bytes are not faster: short lists go by bytes and long ones by floats, all the same."""
-    monkeypatch.setattr(serving_native, "MIN_BYTES_ITEMS", 1000)
     monkeypatch.setattr(serving_native, "MIN_BYTES_ITEMS_OF_K", 200)
-    monkeypatch.setattr(_native(), "bytes_are_fast", True)
+    monkeypatch.setattr(_native(), "bytes_fast_from", 1000)
     weight, bias, outputs = torch.randn(2000, 8), torch.randn(2000), torch.randn(3, 8)
     catalogue, floats = (
         NativeCatalogue(_native(), weight, bias, first_pass) for first_pass in (None, "floats")
@@ -242,3 +241,5 @@ def test_long_lists_are_found_by_floats(monkeypatch: pytest.MonkeyPatch) -> None
     assert catalogue.first_pass == "bytes"
     assert torch.equal(catalogue.weight(), weight)
     assert NativeCatalogue(_native(), weight[:999], bias[:999]).first_pass == "floats"
+    monkeypatch.setattr(_native(), "bytes_fast_from", 0)  # bytes help this processor nowhere
+    assert NativeCatalogue(_native(), weight, bias).first_pass == "floats"
