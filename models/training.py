@@ -18,29 +18,8 @@ from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout
 from models.packing import TrainingWindows
 from models.processes import Processes
-from models.training_result import (
-    SELECTION_METRIC,
-    StopReason,
-    TrainingDiverged,
-    TrainingProgress,
-    TrainResult,
-    Validation,
-)
+from models.training_result import TrainingProgress, TrainResult
 from models.training_run import TrainingRun
-from models.training_step import batch_loss, create_optimizer, negative_sampler
-
-__all__ = [
-    "SELECTION_METRIC",
-    "StopReason",
-    "TrainResult",
-    "TrainingDiverged",
-    "TrainingProgress",
-    "Validation",
-    "batch_loss",
-    "create_optimizer",
-    "negative_sampler",
-    "train",
-]
 
 
 def train(

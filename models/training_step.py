@@ -13,6 +13,7 @@ from models.processes import Processes
 from models.recommender import Recommender
 from models.sampled_loss import Negatives, NegativeSampler, sampled_cross_entropy
 from models.scan import PackedLayout
+from models.transfers import to_device
 
 
 def create_optimizer(recommender: Recommender, training: TrainingConfig) -> torch.optim.AdamW:
@@ -64,7 +65,7 @@ def batch_loss(
     layout = PackedLayout.from_lengths(torch.from_numpy(batch.lengths))
     # The loss is a mean: the order of its rows is free, and time-major needs no way back.
     items, labels = (
-        _moved(torch.from_numpy(array)[layout.to_time_major], device)
+        to_device(torch.from_numpy(array)[layout.to_time_major], device)
         for array in (batch.items, batch.labels)
     )
     with torch.autocast(device.type, products, enabled=products is not None):
@@ -72,7 +73,7 @@ def batch_loss(
     weight, bias = recommender.item_embedding, recommender.item_bias
     if negatives is None:
         return cross_entropy(outputs, weight, bias, labels, products=products)
-    negatives = Negatives(*(_moved(part, device) for part in negatives))
+    negatives = Negatives(*(to_device(part, device) for part in negatives))
     return sampled_cross_entropy(outputs, weight, bias, labels, negatives, products=products)
 
 
@@ -123,10 +124,3 @@ def _add_up_gradients(module: nn.Module, loss: Tensor, processes: Processes) -> 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.view_as(parameter)
     return loss.squeeze(0)
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Bring a tensor from the CPU to a device; the CPU does not wait for a GPU to take it."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

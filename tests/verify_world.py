@@ -267,6 +267,15 @@ def small_release(folder: Path, version: int = 1, *, n_items: int = 8, hidden: i
     )
 
 
+def three_releases(folder: Path, *, fewer_items: int) -> list[Release]:
+    """Two releases of one shape, and one of another with so few items."""
+    return [
+        small_release(folder, 1),
+        small_release(folder, 2),
+        small_release(folder, 3, n_items=fewer_items, hidden=6),
+    ]
+
+
 def wrong(report: VerifyReport) -> dict[Kind, int]:
     """How many things of each kind are wrong."""
     counts = {

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from models.training import TrainingProgress
+from models.training_result import TrainingProgress
 from pipeline.cluster.broker import stop
 from pipeline.demo.data import HISTORY_SHARE, DemoData
 from pipeline.demo.figures import Figures, Sampler, figures_between

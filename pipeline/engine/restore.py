@@ -16,9 +16,10 @@ from typing import Any
 from faust.tables.manager import TableManager as FaustTableManager
 from mode import Service
 
-from pipeline.engine.changelog_reader import ChangelogReader, LogChanged, Reading
+from pipeline.engine.changelog_reader import ChangelogReader, LogChanged
 from pipeline.engine.clients import stop_quietly
 from pipeline.engine.partitions import OwnedPartition
+from pipeline.engine.reading import Reading
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from pipeline.errors import BrokerUnavailable
 

@@ -18,7 +18,8 @@ from models.packing import Indices
 from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
 from models.release import Release
-from models.training import TrainingProgress, TrainResult, train
+from models.training import train
+from models.training_result import TrainingProgress, TrainResult
 from models.vocabulary import Vocabulary
 from pipeline.data_files import Interactions, read_interactions
 from pipeline.errors import NotEnoughEvents

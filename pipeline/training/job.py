@@ -25,8 +25,9 @@ from models.errors import ReleaseError
 from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
 from models.release import Release, write_release
-from models.training import TrainingProgress, TrainResult, train
+from models.training import train
 from models.training_checkpoint import ResumeMismatch
+from models.training_result import TrainingProgress, TrainResult
 from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, release_versions

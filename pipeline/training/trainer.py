@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from models.errors import ModelError
 from models.release import read_release
-from models.training import SELECTION_METRIC, TrainingProgress
 from models.training_checkpoint import ResumeMismatch
+from models.training_result import SELECTION_METRIC, TrainingProgress
 from pipeline.cluster.clients import end_offsets
 from pipeline.errors import BrokerUnavailable, NotEnoughEvents, TrainingLocked
 from pipeline.metrics import TrainerMetrics

@@ -10,7 +10,7 @@ from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
 from models.evaluation import METRIC_KS
-from models.training import TrainingProgress
+from models.training_result import TrainingProgress
 from pipeline.training.sequences import ReadProgress
 
 _log = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ from models.config import ModelConfig, TrainingConfig
 from models.evaluation import leave_one_out
 from models.packing import PAD, Indices, PackedBatch, TrainingWindows
 from models.recommender import Recommender
-from models.training import batch_loss, create_optimizer, negative_sampler
+from models.training_step import batch_loss, create_optimizer, negative_sampler
 from pipeline.settings import TrainerSettings
 from pipeline.training.scan_form import fastest_scan
 from tests.benchmarks.forms import PublishedRecommender, padded

@@ -16,8 +16,9 @@ import pytest
 
 from pipeline.cluster.topics import topic_id
 from pipeline.engine import changelog_reader
-from pipeline.engine.changelog_reader import ChangelogReader, LogChanged, Reading
+from pipeline.engine.changelog_reader import ChangelogReader, LogChanged
 from pipeline.engine.options import EngineOptions
+from pipeline.engine.reading import Reading
 from pipeline.settings import KafkaSettings
 from state.rocks import RocksOptions, RocksStore
 from tests.kafka import admin_client, create_topic, send, send_transactions, wait_until

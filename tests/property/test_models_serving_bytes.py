@@ -143,6 +143,25 @@ def test_bounds_of_plain_numbers_are_narrow(seed: int) -> None:
     assert (found[1] - found[0]).mean() < 0.3 * scores.std()
 
 
+def _require_same_lists(
+    outputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    k: int,
+    excluded: Tensor | None = None,
+    unavailable: Tensor | None = None,
+) -> None:
+    by_floats, by_bytes = (
+        NativeCatalogue(_native(), weight, bias, first_pass).top_k(
+            outputs, k, excluded, unavailable
+        )
+        for first_pass in ("floats", "bytes")
+    )
+    assert by_floats is not None
+    assert by_bytes is not None
+    assert all(map(torch.equal, by_floats, by_bytes))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @given(
     seed=st.integers(0, 2**32),
@@ -161,17 +180,7 @@ def test_lists_are_those_of_floats_to_the_bit(
     excluded = torch.from_numpy(rng.integers(0, items, (users, n_excluded)))
     unavailable = torch.from_numpy(rng.random(items) < 0.2)
 
-    by_floats, by_bytes = (
-        NativeCatalogue(_native(), weight, bias, first_pass).top_k(
-            outputs, k, excluded, unavailable
-        )
-        for first_pass in ("floats", "bytes")
-    )
-
-    assert by_floats is not None
-    assert by_bytes is not None
-    assert torch.equal(by_floats[0], by_bytes[0])
-    assert torch.equal(by_floats[1], by_bytes[1])
+    _require_same_lists(outputs, weight, bias, k, excluded, unavailable)
 
 
 @given(st.integers(0, 2**32))
@@ -180,14 +189,7 @@ def test_items_whose_score_is_their_bound_are_not_missed(seed: int) -> None:
     numbers = _draw(np.random.default_rng(seed), "aligned", 8, 4000, 64)
     outputs, weight, bias = map(torch.from_numpy, numbers)
 
-    by_floats, by_bytes = (
-        NativeCatalogue(_native(), weight, bias, first_pass).top_k(outputs, 10, None, None)
-        for first_pass in ("floats", "bytes")
-    )
-
-    assert by_floats is not None
-    assert by_bytes is not None
-    assert all(map(torch.equal, by_floats, by_bytes))
+    _require_same_lists(outputs, weight, bias, 10)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9))
@@ -198,14 +200,7 @@ def test_users_too_large_for_bounds_get_the_lists_of_floats(seed: int, users: in
     outputs, weight, bias = map(torch.from_numpy, numbers)
     outputs[torch.from_numpy(rng.random(users) < 0.5)] *= 1e37
 
-    by_floats, by_bytes = (
-        NativeCatalogue(_native(), weight, bias, first_pass).top_k(outputs, 10, None, None)
-        for first_pass in ("floats", "bytes")
-    )
-
-    assert by_floats is not None
-    assert by_bytes is not None
-    assert all(map(torch.equal, by_floats, by_bytes))
+    _require_same_lists(outputs, weight, bias, 10)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.release import Release
 from pipeline.settings import RecommendSettings, Settings
-from tests.verify_world import ITEMS, RING, K, StreamWorld, small_release
+from tests.verify_world import ITEMS, RING, K, StreamWorld, three_releases
 
 _EVENT = st.tuples(
     st.integers(0, 1),  # partition
@@ -27,12 +27,7 @@ _STEP = st.tuples(
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Release]:
     """Three releases: two of one shape, and one of another with fewer items."""
-    folder = tmp_path_factory.mktemp("releases")
-    return [
-        small_release(folder, 1),
-        small_release(folder, 2),
-        small_release(folder, 3, n_items=5, hidden=6),
-    ]
+    return three_releases(tmp_path_factory.mktemp("releases"), fewer_items=5)
 
 
 def stream(

@@ -6,18 +6,13 @@ import pytest
 
 from models.release import Release
 from pipeline.settings import RecommendSettings, Settings
-from tests.verify_world import RING, K, StreamWorld, small_release
+from tests.verify_world import RING, K, StreamWorld, three_releases
 
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Release]:
     """Three releases: two of one shape, and one of another with fewer items."""
-    folder = tmp_path_factory.mktemp("releases")
-    return [
-        small_release(folder, 1),
-        small_release(folder, 2),
-        small_release(folder, 3, n_items=6, hidden=6),
-    ]
+    return three_releases(tmp_path_factory.mktemp("releases"), fewer_items=6)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from models.sampled_loss import Negatives, NegativeSampler
 from models.scan import use_backend
 from models.scan.layout import Rows
 from models.scan.loop import LoopScan
-from models.training import batch_loss, train
+from models.training import train
+from models.training_step import batch_loss
 
 N_ITEMS = 50
 CONFIG = ModelConfig(

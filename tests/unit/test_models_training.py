@@ -15,21 +15,16 @@ from models.evaluation import Holdout, evaluate
 from models.packing import Indices, TrainingWindows
 from models.processes import Processes
 from models.recommender import Recommender
-from models.training import (
-    TrainingDiverged,
-    TrainingProgress,
-    TrainResult,
-    Validation,
-    create_optimizer,
-    train,
-)
+from models.training import train
 from models.training_checkpoint import (
     CheckpointUnwritable,
     ResumeMismatch,
     read_training_checkpoint,
     write_training_checkpoint,
 )
+from models.training_result import TrainingDiverged, TrainingProgress, TrainResult, Validation
 from models.training_run import STEPS_UNREAD, TrainingRun
+from models.training_step import create_optimizer
 
 N_ITEMS = 30
 CONFIG = ModelConfig(n_items=N_ITEMS, hidden_size=16, state_size=8, n_blocks=1, max_length=8)

@@ -61,21 +61,25 @@ class Refused:
         self.has_committed = True
 
 
+def bare_checkpointer(kind: type[Checkpointer], threads: ThreadPoolExecutor) -> Checkpointer:
+    return kind(
+        OPTIONS,
+        None,  # type: ignore[arg-type]  # asked for nothing
+        MemoryStore(),
+        compute=threads,
+        disk=threads,
+        on_checkpoint=lambda rows, seconds: None,
+        at_stage=None,
+    )
+
+
 @pytest.mark.parametrize(("topic", "nth"), [("rows", 1), ("rows", 2), ("out", 1)])
 def test_no_transaction_is_committed_without_a_batch_of_it(topic: str, nth: int) -> None:
     """Rows without the answers beside them, or some of the rows, would be a loss for ever."""
     producer = Refused(topic, nth)
     part = OwnedPartition(0, producer)  # type: ignore[arg-type]
     with ThreadPoolExecutor(1) as threads:
-        checkpointer = Checkpointer(
-            OPTIONS,
-            None,  # type: ignore[arg-type]  # asked for nothing
-            MemoryStore(),
-            compute=threads,
-            disk=threads,
-            on_checkpoint=lambda rows, seconds: None,
-            at_stage=None,
-        )
+        checkpointer = bare_checkpointer(Checkpointer, threads)
         large = [(b"%d" % i, bytes(600_000)) for i in range(3)]  # a batch each
 
         with pytest.raises(MessageSizeTooLargeError):
@@ -137,15 +141,7 @@ def test_many_partitions_take_turns_at_a_bounded_rate() -> None:
     async def run(partitions: int, seconds: float) -> None:
         begun.clear()
         with ThreadPoolExecutor(1) as threads:
-            recorder = Recorder(
-                OPTIONS,
-                None,  # type: ignore[arg-type]  # asked for nothing
-                MemoryStore(),
-                compute=threads,
-                disk=threads,
-                on_checkpoint=lambda rows, seconds: None,
-                at_stage=None,
-            )
+            recorder = bare_checkpointer(Recorder, threads)
             parts = {i: OwnedPartition(i, None) for i in range(partitions)}  # type: ignore[arg-type]
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline.commands import trainer
 from pipeline.errors import SettingsInvalid
 from pipeline.settings import TrainerSettings
 from pipeline.training.processes import joined_processes, training_device
@@ -57,3 +58,11 @@ def test_without_torchrun_a_process_is_alone() -> None:
         assert (processes.rank, processes.count, processes.first) == (0, 1, True)
         assert not torch.distributed.is_initialized()
     assert training_device(TrainerSettings(device="cpu")) == torch.device("cpu")
+
+
+def test_the_trainer_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun each would train and announce: it is refused before anything is done."""
+    begin_as(0, 0, monkeypatch)
+
+    with pytest.raises(SettingsInvalid, match="run it without torchrun"):
+        trainer.run(trainer.Command())
