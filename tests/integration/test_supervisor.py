@@ -171,6 +171,8 @@ def test_a_process_that_stands_still_is_seen_and_killed_at_a_stop(stream: Settin
         frozen = supervised.children()[1]
 
         frozen.suspend()
+        # On a busy machine a signal takes its time, and what runs meanwhile answers.
+        wait_until(lambda: frozen.status() == psutil.STATUS_STOPPED, "a stopped process")
 
         with pytest.raises(HTTPError, match="503") as answer:
             urlopen(f"http://127.0.0.1:{stream.metrics.port}/healthz", timeout=10)
