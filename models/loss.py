@@ -5,10 +5,12 @@ and again is what makes the plain form slow. Here a chunk of positions is scored
 loss and into all three gradients, and forgotten; the backward pass only scales the gradients.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.autograd.function import once_differentiable
 
 from models.precision import add_product, multiply_into
@@ -17,8 +19,11 @@ from models.shapes import PackedItems, PackedRows
 CHUNK_LOGITS = 2**21
 """Logits of one chunk: 8 MiB in float32, near enough to the caches, large enough for products."""
 
-MIN_CHUNK_ROWS = 128
+MIN_CHUNK_ROWS = 256
 """Positions of a chunk however many items there are: each chunk goes through all the weights."""
+
+ALIGNMENT = 16
+"""Logits of one position are a multiple of it: 64 bytes in float32, a line of the caches."""
 
 
 def cross_entropy(
@@ -85,15 +90,20 @@ def _chunked(
     adding it to the logits and summing its gradient then cost no passes of their own.
     """
     count, items = len(outputs), len(weight)
+    # Rows of logits that begin at whole cache lines: products are up to twice as fast. The items
+    # that fill them up have a share of exactly 0.
+    more = -items % ALIGNMENT
     inputs = torch.cat((outputs, outputs.new_ones(count, 1)), 1).to(kind)  # (t, d + 1)
+    factors = functional.pad(weight, (0, 0, 0, more))
+    biases = functional.pad(bias, (0, more), value=-math.inf)
     # Laid out by items: to turn a table of many items around costs more than a product with it.
-    table = torch.cat((weight, bias[:, None]), 1).to(kind).t()  # (d + 1, v)
-    factors = weight.to(kind)
+    table = torch.cat((factors, biases[:, None]), 1).to(kind).t()  # (d + 1, v)
+    factors = factors.to(kind)
     losses = outputs.new_empty(count)
-    logits = outputs.new_empty(min(rows, count), items)
+    logits = outputs.new_empty(min(rows, count), items + more)
     shares = torch.empty_like(logits)
     grad_outputs = torch.empty_like(outputs) if needed[0] else None
-    grad_table = outputs.new_zeros(table.shape) if needed[1] or needed[2] else None
+    grad_table = outputs.new_zeros(table.shape[::-1]).t() if needed[1] or needed[2] else None
     minus_one = outputs.new_full((1, 1), -1.0)
 
     for start in range(0, count, rows):
@@ -114,8 +124,8 @@ def _chunked(
     return _LossAndGradients(
         losses.mean(),
         grad_outputs,
-        grad_table[:-1].t().contiguous() if grad_table is not None and needed[1] else None,
-        grad_table[-1] if grad_table is not None and needed[2] else None,
+        grad_table[:-1, :items].t().contiguous() if grad_table is not None and needed[1] else None,
+        grad_table[-1, :items] if grad_table is not None and needed[2] else None,
     )
 
 
