@@ -207,9 +207,10 @@ def deliver(consumer: Consumer, tp: TP, start: int, end: int) -> ChunkMessage:
 
 
 def main() -> None:
-    """Run an app that fails: `stock`, or the engine's, in its `processor` or in a `task` beside it.
+    """Run an app that fails: `stock`, or the engine's.
 
-    A task fails when the first records are in work, and nothing is acknowledged yet.
+    The latter in its `processor`, in a `task` beside it, or in the client's task that refreshes
+    `metadata`. A task fails when the first records are in work, and nothing is acknowledged yet.
     """
     from pipeline.commands.worker import Command
     from pipeline.settings import parse_command
@@ -228,6 +229,11 @@ def main() -> None:
     async def fail_in_work() -> None:
         while not processor.begun.is_set():
             await asyncio.sleep(0.01)
+        if who == "metadata":
+            client = app.consumer._thread._ensure_consumer()._client
+            client._metadata_update = None
+            app.consumer._thread.thread_loop.call_soon_threadsafe(client.force_metadata_update)
+            return
         msg = "told to fail"
         raise RuntimeError(msg)
 

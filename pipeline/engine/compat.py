@@ -188,6 +188,22 @@ FAULTS = {
             _CLIENT_TESTS + "a_header_name_that_is_no_text_stops_a_stock_consumer_but_not_ours",
         ),
     ),
+    "lost-connection": Fault(
+        what="On uvloop, what aiokafka sends in the moment after a connection was lost "
+        "(conn.py:419) raises RuntimeError; the task that refreshes metadata (client.py:247) ends "
+        "by it, and a member that looks for its coordinator waits for ever, silent. Strikes in "
+        "some of many kills of a broker; what is raised, and the wait, are shown.",
+        known_in=AIOKAFKA,
+        answer="pipeline.cluster.lost_connections makes it the error that is expected.",
+        shown_by=(
+            _CLIENT_TESTS
+            + "a_lost_connection_ends_the_refreshing_of_a_stock_client_but_not_of_ours",
+        ),
+        absent_by=(
+            _CLIENT_TESTS
+            + "a_lost_connection_ends_the_refreshing_of_a_stock_client_but_not_of_ours",
+        ),
+    ),
     "neither-key-nor-value": Fault(
         what="AIOKafkaProducer.send refuses a record with neither key nor value.",
         known_in=AIOKAFKA,

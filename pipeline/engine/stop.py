@@ -67,10 +67,12 @@ def end_by(error: BaseException, doing: str) -> NoReturn:
         )
     if isinstance(error, StateError):
         end_process(ExitCode.STORE, "%s: %s", doing, said)
-    end_process(ExitCode.BUG, "%s failed; nothing of it was acknowledged", doing, exc_info=True)
+    end_process(ExitCode.BUG, "%s failed; nothing of it was acknowledged", doing, exc_info=error)
 
 
-def end_process(code: ExitCode, message: str, *args: object, exc_info: bool = False) -> NoReturn:
+def end_process(
+    code: ExitCode, message: str, *args: object, exc_info: BaseException | None = None
+) -> NoReturn:
     """Log one line and end the process at once: no clean-up may acknowledge anything."""
     logger.critical(message, *args, exc_info=exc_info)
     for handler in logging.getLogger().handlers:

@@ -20,6 +20,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from pipeline.cluster.header_names import tolerate_bad_names
+from pipeline.cluster.lost_connections import tolerate_lost_connections
 from pipeline.engine.chunks import Chunk, fetch_chunks
 from pipeline.engine.stop import ExitCode, end_by, end_process
 
@@ -40,13 +41,25 @@ class ChunkMessage(ConsumerMessage):
     epoch: int
 
 
+def _end_if_failed(refreshing: asyncio.Task[None]) -> None:
+    """End the process: whoever asks that task for the cluster's metadata waits for ever."""
+    if not refreshing.cancelled() and (error := refreshing.exception()) is not None:
+        end_by(error, "refreshing the cluster's metadata")
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread; fetches chunks and can be woken."""
 
     _waiter: asyncio.Future[None] | None = None
 
+    async def on_start(self) -> None:
+        """Connect, and watch the task of aiokafka's that nothing else watches."""
+        await super().on_start()
+        self._ensure_consumer()._client._sync_task.add_done_callback(_end_if_failed)
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         tolerate_bad_names()
+        tolerate_lost_connections()
         consumer = super()._create_worker_consumer(transport)
         options = self.app.engine_options
         consumer._fetch_max_wait_ms = options.fetch_max_wait_ms  # stock hard-codes 1500

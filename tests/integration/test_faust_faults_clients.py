@@ -5,11 +5,15 @@
 """
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
@@ -17,6 +21,7 @@ from kafka.structs import TopicPartition as AdminTopicPartition
 
 from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.header_names import tolerate_bad_names
+from pipeline.cluster.lost_connections import tolerate_lost_connections
 from pipeline.engine.chunks import fetch_chunks
 from pipeline.engine.partitions import send_dead_letters
 from pipeline.engine.processor import DeadLetter
@@ -26,6 +31,9 @@ from tests.faust_apps import in_loop, until
 from tests.kafka import admin_client, create_topic, send, send_transactions
 
 MANY = 1 << 30
+STOCK_SENDS = {
+    name: inspect.unwrap(getattr(AIOKafkaConnection, name)) for name in ("send", "_send_sasl_token")
+}
 
 
 @pytest.fixture
@@ -168,6 +176,43 @@ async def test_a_header_name_that_is_no_text_stops_a_stock_consumer_but_not_ours
     tolerate_bad_names()
     async with reading(settings, tp) as consumer:
         assert (await asyncio.wait_for(consumer.getone(), 10)).headers == (("\\xff", b"x"),)
+
+
+# --- lost-connection
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_lost_connection_ends_the_refreshing_of_a_stock_client_but_not_of_ours(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, ours: bool
+) -> None:
+    """Metadata is asked for in the very turn of the loop in which the connection is lost."""
+    for name, stock in STOCK_SENDS.items():
+        monkeypatch.setattr(AIOKafkaConnection, name, stock)
+    if ours:
+        tolerate_lost_connections()
+
+    async def lose_and_refresh() -> None:
+        client = AIOKafkaClient(bootstrap_servers=settings.kafka.bootstrap_servers)
+        await client.bootstrap()
+        try:
+            (broker,) = client.cluster.brokers()
+            assert await client.ready(broker.nodeId)
+            connection = client._conns[broker.nodeId, ConnectionGroup.DEFAULT]
+            lost = connection._protocol.connection_lost
+            connection._protocol.connection_lost = lambda _: lost(ConnectionResetError())
+            client.force_metadata_update()
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.5)
+            assert await asyncio.wait_for(client.force_metadata_update(), 3)
+        finally:
+            await client.close()
+
+    if ours:
+        uvloop.run(lose_and_refresh())
+    else:
+        with pytest.raises(RuntimeError, match="handler is closed") as ended:  # its task, by that
+            uvloop.run(lose_and_refresh())
+        assert isinstance(ended.value.__context__, TimeoutError)
 
 
 # --- neither-key-nor-value
