@@ -4,6 +4,11 @@ A training step frees the same big blocks that the next one asks for. By default
 blocks one by one and unmaps them when freed, so that every step has the system clear hundreds of
 megabytes anew: up to half the time of a step on a CPU. Options and their numbers: mallopt(3) and
 malloc.h of glibc.
+
+What is kept must fit what is asked for next. oneDNN, which torch uses for GELU, remembers what it
+prepared for each shape, 1,024 of them, and every batch has other shapes: small blocks that stay
+amid the big ones, so that bigger ones fit nowhere and the process grows (MovieLens-1M: from one
+gigabyte to five). It is told to remember few.
 """
 
 import ctypes
@@ -11,6 +16,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+ONEDNN_CAPACITY = (b"ONEDNN_PRIMITIVE_CACHE_CAPACITY", b"16")
+"""Read by oneDNN when it is first used in a process."""
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -26,6 +34,8 @@ LARGEST_MMAP_THRESHOLD = 32 * 2**20
 def freed_memory_kept() -> Iterator[bool]:
     """Reuse freed memory within the process, and hand it back at the end.
 
+    oneDNN's memory is bounded where the process did not use it before, and stays so.
+
     Acts on the whole process, and where the C library is not glibc not at all. What the main
     thread allocates gains by it; other threads have arenas of their own, whose heaps end at 64 MiB
     (HEAP_MAX_SIZE), and glibc maps their bigger blocks one by one whatever the options. For the
@@ -39,6 +49,7 @@ def freed_memory_kept() -> Iterator[bool]:
     if libc is None:
         yield False
         return
+    libc.setenv(*ONEDNN_CAPACITY, 0)  # not over what the user set
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, NEVER)
     try:
