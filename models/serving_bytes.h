@@ -68,6 +68,40 @@ Rounded round_to_bytes(const float* x, int64_t n, int8_t* q) {
   return {scale, std::sqrt(rest) + std::sqrt(double(n)) * LEAST, scale * std::sqrt(norm)};
 }
 
+// sum + four products each of a byte of the items, OFFSET too large, and a signed byte of the user.
+// FAST_FROM: items from which on the pass is faster than one over floats, for 1, 8 and 256 users;
+// 0: never.
+#if defined(__AVX512VNNI__)
+constexpr int64_t FAST_FROM = 12'000;
+constexpr int OFFSET = 128;  // the instruction wants one side without sign
+Mask add_products(Mask sum, Mask items, Mask user) {
+  return (Mask)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)items, (__m512i)user);
+}
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+constexpr int64_t FAST_FROM = 24'000;
+constexpr int OFFSET = 128;
+Mask add_products(Mask sum, Mask items, Mask user) {
+  return (Mask)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)items, (__m256i)user);
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int64_t FAST_FROM = 50'000;
+constexpr int OFFSET = 0;
+Mask add_products(Mask sum, Mask items, Mask user) {
+  // a b = |a| (b sgn a). Two such products are at most 2 * 127 * 127, which 16 bits hold.
+  const __m256i a = (__m256i)items, twos = _mm256_maddubs_epi16(
+      _mm256_abs_epi8(a), _mm256_sign_epi8((__m256i)user, a));
+  return sum + (Mask)_mm256_madd_epi16(twos, _mm256_set1_epi16(1));
+}
+#else
+constexpr int64_t FAST_FROM = 0;
+constexpr int OFFSET = 0;
+Mask add_products(Mask sum, Mask items, Mask user) {
+  for (int shift = 0; shift < 32; shift += 8)
+    sum += (items << (24 - shift) >> 24) * (user << (24 - shift) >> 24);
+  return sum;
+}
+#endif
+
 // Fills bytes, scale, above, rest and norm of a catalogue, and the greatest weight and bias.
 // Returns false where the pass cannot be used.
 bool make_bytes(Catalogue& by, uint8_t* bytes, float* scale, float* above, float* rest,
@@ -102,7 +136,7 @@ bool make_bytes(Catalogue& by, uint8_t* bytes, float* scale, float* above, float
         }
       }
     }
-    for (int64_t c = 0; c < deep; ++c) to[c / 4 * 4 * PANEL + c % 4] = uint8_t(q[c] + 128);
+    for (int64_t c = 0; c < deep; ++c) to[c / 4 * 4 * PANEL + c % 4] = uint8_t(q[c] + OFFSET);
   }
   const int64_t seen = std::min(up_to_panels(by.items), CHUNK) / PANEL;
   widest.rest = *std::max_element(rest, rest + seen);
@@ -112,32 +146,11 @@ bool make_bytes(Catalogue& by, uint8_t* bytes, float* scale, float* above, float
   return true;
 }
 
-// sum + four products each of a byte of the items and a signed byte of the user. FAST_FROM: items
-// from which on the pass is faster than one over floats, for 1, 8 and 256 users; 0: never.
-#if defined(__AVX512VNNI__)
-constexpr int64_t FAST_FROM = 12'000;
-Mask add_products(Mask sum, Mask items, Mask user) {
-  return (Mask)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)items, (__m512i)user);
-}
-#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
-constexpr int64_t FAST_FROM = 24'000;
-Mask add_products(Mask sum, Mask items, Mask user) {
-  return (Mask)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)items, (__m256i)user);
-}
-#else
-constexpr int64_t FAST_FROM = 0;
-Mask add_products(Mask sum, Mask items, Mask user) {
-  for (int shift = 0; shift < 32; shift += 8)
-    sum += (items >> shift & 255) * (user << (24 - shift) >> 24);
-  return sum;
-}
-#endif
-
 // What the bounds of a user's scores are made of.
 struct Spread {
   float scale;             // p
   float by_rest, by_norm;  // E = by_rest * r + by_norm * n + 2^-120
-  int32_t start;           // takes back the 128 that each byte of an item has too much
+  int32_t start;           // takes back the OFFSET that each byte of an item has too much
   bool fits;               // no score can overflow
 
   float at(const Catalogue& by, int64_t panel) const {  // E
@@ -157,7 +170,7 @@ Spread spread_of(const Catalogue& by, const float* u, int8_t* q) {
   int32_t sum = 0;
   for (int64_t i = 0; i < d; ++i) sum += q[i];
   return {to.scale, float(size * (1 + g) * UP), float((to.rest + g * (size + to.rest)) * UP),
-          -128 * sum, true};
+          -OFFSET * sum, true};
 }
 
 // y[r] = U of a panel's items, for R users.

@@ -1,19 +1,22 @@
 """Laws of the first pass over bytes: its bounds hold, and lists are those of floats to the bit."""
 
 import functools
+import platform
 import tempfile
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import serving_native
+from models import native_build, serving_native
 from models.serving_native import NativeCatalogue, NativeServing, load_native_serving
 
 Floats = NDArray[np.float32]
@@ -33,8 +36,12 @@ SHAPES = [
 
 
 @functools.cache
-def _native() -> NativeServing:
-    with tempfile.TemporaryDirectory(prefix="lrurec-native-") as folder:  # loaded, it may go
+def _native(*flags: str) -> NativeServing:
+    """What is compiled with further flags."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lrurec-native-") as folder,  # loaded, it may go
+        patch.object(native_build, "FLAGS", (*native_build.FLAGS, *flags)),
+    ):
         return load_native_serving(Path(folder))
 
 
@@ -150,9 +157,10 @@ def _require_same_lists(
     k: int,
     excluded: Tensor | None = None,
     unavailable: Tensor | None = None,
+    flags: Sequence[str] = (),
 ) -> None:
     by_floats, by_bytes = (
-        NativeCatalogue(_native(), weight, bias, first_pass).top_k(
+        NativeCatalogue(_native(*flags), weight, bias, first_pass).top_k(
             outputs, k, excluded, unavailable
         )
         for first_pass in ("floats", "bytes")
@@ -190,6 +198,25 @@ def test_items_whose_score_is_their_bound_are_not_missed(seed: int) -> None:
     outputs, weight, bias = map(torch.from_numpy, numbers)
 
     _require_same_lists(outputs, weight, bias, 10)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags for x86_64")
+@pytest.mark.parametrize(
+    "flags", [("-mno-avx512f",), ("-mno-avx512f", "-mno-avxvnni"), ("-mno-avx2",)]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=st.integers(0, 2**32), full=st.booleans())
+@settings(max_examples=10)
+def test_lists_are_right_on_processors_with_fewer_instructions(
+    flags: tuple[str, ...], shape: str, seed: int, *, full: bool
+) -> None:
+    """Each form of the sums of bytes; `full`: as large as they can be, of either sign."""
+    rng = np.random.default_rng(seed)
+    outputs, weight, bias = map(torch.from_numpy, _draw(rng, shape, 7, 400, 64))
+    if full:
+        outputs, weight = outputs.sign(), weight.sign() * (1 + torch.arange(400)[:, None] % 3)
+
+    _require_same_lists(outputs, weight, bias, 10, flags=flags)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9))
