@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.loss import CHUNK_LOGITS, MIN_CHUNK_ROWS, label_losses
+from models.loss import ALIGNMENT, CHUNK_LOGITS, MIN_CHUNK_ROWS, label_losses
 from models.packing import Indices
 from models.precision import add_product, multiply_into
 from models.shapes import PackedItems, PackedRows
@@ -144,7 +144,8 @@ class _SampledCrossEntropy(torch.autograd.Function):
         factors = weight.to(kind)
         own_logits = (outputs * own_weight).sum(1) + biases[drawn:]
         losses = torch.empty_like(own_logits)
-        logits = outputs.new_empty(min(rows, positions), drawn + 1)
+        width = drawn + 1 + -(drawn + 1) % ALIGNMENT  # what fills it up has a share of exactly 0
+        logits = outputs.new_full((min(rows, positions), width), -torch.inf)
         grad_outputs, grad_table = torch.empty_like(outputs), torch.zeros_like(table)
         grad_biases = torch.zeros_like(biases)
         grad_sample = torch.zeros_like(sample, dtype=outputs.dtype)
@@ -163,7 +164,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
             # The gradient of one position's loss in its logits: softmax, less one at the label.
             grad = shares
             grad[:, drawn] -= 1
-            own_grad, drawn_grad = grad[:, drawn:], grad[:, :drawn].to(kind)
+            own_grad, drawn_grad = grad[:, drawn : drawn + 1], grad[:, :drawn].to(kind)
             multiply_into(grad_outputs[chunk], drawn_grad, factors, kind)
             grad_outputs[chunk].addcmul_(own_grad, own_weight[chunk])
             add_product(grad_sample, x.t(), drawn_grad, kind)
