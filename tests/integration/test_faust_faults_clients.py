@@ -21,13 +21,12 @@ from kafka.structs import TopicPartition as AdminTopicPartition
 
 from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.header_names import tolerate_bad_names
-from pipeline.cluster.lost_connections import tolerate_lost_connections
 from pipeline.engine.chunks import fetch_chunks
 from pipeline.engine.partitions import send_dead_letters
 from pipeline.engine.processor import DeadLetter
 from pipeline.settings import Settings
 from tests.bad_records import Raw, send_raw
-from tests.faust_apps import in_loop, until
+from tests.faust_apps import engine_consumer, in_loop, until
 from tests.kafka import admin_client, create_topic, send, send_transactions
 
 MANY = 1 << 30
@@ -188,10 +187,12 @@ def test_a_lost_connection_ends_the_refreshing_of_a_stock_client_but_not_of_ours
     """Metadata is asked for in the very turn of the loop in which the connection is lost."""
     for name, stock in STOCK_SENDS.items():
         monkeypatch.setattr(AIOKafkaConnection, name, stock)
-    if ours:
-        tolerate_lost_connections()
 
     async def lose_and_refresh() -> None:
+        if ours:  # a worker's consumer comes before any other client of its process
+            consumer = engine_consumer(settings)
+            await consumer._thread._create_worker_consumer(consumer.transport).stop()
+            consumer._thread.thread_loop.close()
         client = AIOKafkaClient(bootstrap_servers=settings.kafka.bootstrap_servers)
         await client.bootstrap()
         try:
