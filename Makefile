@@ -26,7 +26,7 @@ demo: setup  ## the whole loop on bundled real data; DATA=file ITEMS=file for yo
 	@$(BIN)/lrurec demo $(if $(DATA),--data $(DATA)) $(if $(ITEMS),--items $(ITEMS)) $(ARGS)
 
 test: setup  ## all tests, on a real Kafka that they start themselves
-	@$(BIN)/python -m pytest tests/unit tests/property tests/integration -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest tests/integration tests/unit tests/property -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup  ## format, lint, types, import directions
 	@$(BIN)/ruff format --check .

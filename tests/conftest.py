@@ -29,6 +29,16 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=2000
 # The profile may be named on the command line (--hypothesis-profile); this is what holds otherwise.
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")  # noqa: TID251
 
+ID_BYTES = 32
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Long bytes are named by their length: two processes that run the suite must agree on names.
+
+    A gzip header, say, holds the second in which it was made.
+    """
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > ID_BYTES else None
+
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[str]:
