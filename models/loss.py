@@ -16,8 +16,9 @@ from torch.nn import functional
 from models.precision import add_product, multiply_into
 from models.shapes import PackedItems, PackedRows
 
-CHUNK_LOGITS = 2**21
-"""Logits of one chunk: 8 MiB in float32, near enough to the caches, large enough for products."""
+CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**25}
+"""Logits of one chunk, by device. 8 MiB in float32: near enough to the caches of a CPU, large
+enough for products. A GPU would be done with that before the next operations are launched."""
 
 MIN_CHUNK_ROWS = 256
 """Positions of a chunk however many items there are: each chunk goes through all the weights."""
@@ -58,7 +59,8 @@ def cross_entropy(
     if len(outputs) == 0:
         msg = "cross_entropy needs at least one position, got none"
         raise ValueError(msg)
-    rows = chunk_rows or max(MIN_CHUNK_ROWS, CHUNK_LOGITS // len(weight))
+    logits = CHUNK_LOGITS[outputs.device.type]
+    rows = chunk_rows or max(MIN_CHUNK_ROWS, logits // len(weight))
     kind = products or outputs.dtype
     if torch.is_grad_enabled():
         loss: Tensor = _ChunkedCrossEntropy.apply(outputs, weight, bias, labels, rows, kind)

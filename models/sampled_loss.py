@@ -112,7 +112,7 @@ def sampled_cross_entropy(
         biases,
         columns,
         negatives.log_weights.to(outputs.dtype),
-        chunk_rows or max(MIN_CHUNK_ROWS, CHUNK_LOGITS // count),
+        chunk_rows or max(MIN_CHUNK_ROWS, CHUNK_LOGITS[outputs.device.type] // count),
         products or outputs.dtype,
     )
     return loss

@@ -123,4 +123,4 @@ def _add_up_gradients(module: nn.Module, loss: Tensor, processes: Processes) -> 
     *gradients, loss = torch.split(flat, [*(one.numel() for one in parameters), 1])
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.view_as(parameter)
-    return loss.squeeze(0)
+    return loss.squeeze(0).clone()  # a view would keep all gradients as long as it is kept

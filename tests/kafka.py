@@ -83,7 +83,7 @@ def committed_lag(settings: Settings) -> int:
     return sum(end - max(0, committed.get(partition, 0)) for partition, end in ends.items())
 
 
-def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 60.0) -> None:
     """Poll until the condition holds; fail with `what` was waited for after the deadline."""
     deadline = time.monotonic() + deadline_s
     while not condition():

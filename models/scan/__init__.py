@@ -7,7 +7,7 @@ the slow truth first:
 - `doubling`: the published form (Yue et al., WSDM 2024, section 3.3), kept to compare with;
 - `loop`: one pass of torch operations; runs everywhere;
 - `native`: C++ for the CPU, compiled on this machine, if somebody asks for it;
-- `triton_kernels`: for CUDA.
+- `triton_scan`, `triton_kernels`: for CUDA.
 
 `recurrence` chooses among the last three. State goes in and comes out as a value; nothing here
 writes to what it was given.

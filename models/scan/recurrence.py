@@ -4,6 +4,7 @@ On CUDA that is Triton's kernel where triton is installed; on the CPU the loop o
 native form within `use_backend` (it has to be compiled, which nobody should wait for unasked).
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,6 +54,8 @@ class Backend(Protocol):
 
 _LOOP = LoopScan()
 
+_log = logging.getLogger(__name__)
+
 _chosen: ContextVar[Backend | None] = ContextVar("scan_backend", default=None)
 
 
@@ -77,10 +80,17 @@ def backend_for(device: torch.device) -> Backend:
 @cache
 def _triton() -> Backend | None:
     try:
-        from models.scan.triton_kernels import TritonScan
+        from models.scan.triton_scan import TritonScan
     except ImportError:
         return None
-    return TritonScan()
+    form = TritonScan()
+    one = torch.ones(1, 1, dtype=torch.complex64)
+    try:  # the first launch needs a C compiler and Python's headers
+        form.forward(one.cuda(), one[0].cuda(), one.cuda(), Rows.packed(torch.tensor([1])))
+    except Exception as error:  # whatever Triton or the driver raise
+        _log.warning("no Triton: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        return None
+    return form
 
 
 def step(u: SegmentStates, lam: Channels, h: SegmentStates) -> SegmentStates:

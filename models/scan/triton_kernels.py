@@ -1,18 +1,13 @@
-"""The recurrence on CUDA: one kernel forwards, one backwards, in Triton.
+"""Triton's kernels for the recurrence on CUDA: one forwards, one backwards.
 
 A program takes one segment and a block of channels through time, with the state and lambda in
-registers. Few segments do not fill a device; they are then cut into chunks of a power of two of
-positions, and the work is done in three goes, each of them a scan:
+registers. It asks for several rows before it works on the first: memory answers after some 700
+cycles, in which a device does nothing unless much was asked for (at 3.3 TB/s, some 1.5 MB).
 
-1. every chunk from the zero state, which gives what it adds to the state after it;
-2. these over the chunks of each segment, with lambda to the power of a chunk's length;
-3. every chunk again, from the state that (2) gives before it.
-
-The first go reads the input once more. With TRITON_INTERPRET=1 in the environment before this
-module is imported the same kernels run on the CPU, for tests.
+With TRITON_INTERPRET=1 in the environment before this module is imported the same kernels run on
+the CPU, for tests.
 """
 
-import weakref
 from dataclasses import dataclass
 
 import torch
@@ -20,17 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.scan.layout import Rows
-
-THREADS_TO_FILL = 2**18
-"""Channels in flight at which a large device (132 processors of 2,048 threads) is full."""
-SHORTEST_CHUNK = 16
-"""Positions. Shorter chunks would make the second go cost as much as the others."""
+AHEAD = 8
+"""Rows that are asked for at once, a power of two."""
 LARGEST_BLOCK = 64
 """Channels of one program."""
+TABLES = ("first", "begin", "lengths", "step")
+"""Arguments that are read number by number. They lie anywhere in one tensor, a batch's here, the
+next one's there: a kernel for each alignment would be compiled, in the midst of a training."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton leaves it untyped
+@triton.jit(do_not_specialize_on_alignment=TABLES)  # type: ignore[untyped-decorator]  # of triton
 def _advance(  # type: ignore[no-untyped-def]  # compiled, not run: annotations mean something else
     u,
     lam,
@@ -43,6 +37,7 @@ def _advance(  # type: ignore[no-untyped-def]  # compiled, not run: annotations 
     channels,
     every_row: tl.constexpr,
     block: tl.constexpr,
+    ahead: tl.constexpr,
 ):
     """Take one segment from its state `before`; `h` gets every row, or one row per segment."""
     segment = tl.program_id(0).to(tl.int64)
@@ -53,19 +48,32 @@ def _advance(  # type: ignore[no-untyped-def]  # compiled, not run: annotations 
     re, im = tl.split(tl.load(before + 2 * channels * segment + pair, mask=inside, other=0.0))
     start = tl.load(first + segment)
     steps = step + tl.load(begin + segment)
-    for t in range(tl.load(lengths + segment)):
-        row = 2 * channels * (start + tl.load(steps + t)) + pair
-        u_re, u_im = tl.split(tl.load(u + row, mask=inside, other=0.0))
-        new_re = u_re + lam_re * re - lam_im * im
-        im = u_im + lam_re * im + lam_im * re
-        re = new_re
-        if every_row:
-            tl.store(h + row, tl.join(re, im), mask=inside)
+    length = tl.load(lengths + segment)
+    for stretch in range(0, length, ahead):
+        rows = ()
+        inputs = ()
+        for i in tl.static_range(ahead):
+            there = length > stretch + i
+            step_there = tl.load(steps + stretch + i, mask=there, other=0)
+            row = 2 * channels * (start + step_there) + pair
+            rows += (row,)  # type: ignore[assignment]
+            read = tl.load(u + row, mask=pair < tl.where(there, 2 * channels, 0), other=0.0)
+            inputs += (read,)  # type: ignore[assignment]
+        for i in tl.static_range(ahead):
+            there = length > stretch + i
+            u_re, u_im = tl.split(inputs[i])
+            new_re = u_re + lam_re * re - lam_im * im
+            new_im = u_im + lam_re * im + lam_im * re
+            re = tl.where(there, new_re, re)
+            im = tl.where(there, new_im, im)
+            if every_row:
+                inside_there = pair < tl.where(there, 2 * channels, 0)
+                tl.store(h + rows[i], tl.join(re, im), mask=inside_there)
     if not every_row:
         tl.store(h + 2 * channels * segment + pair, tl.join(re, im), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton leaves it untyped
+@triton.jit(do_not_specialize_on_alignment=TABLES)  # type: ignore[untyped-decorator]  # of triton
 def _retreat(  # type: ignore[no-untyped-def]  # compiled, not run: annotations mean something else
     grad,
     lam,
@@ -82,6 +90,7 @@ def _retreat(  # type: ignore[no-untyped-def]  # compiled, not run: annotations 
     every_row: tl.constexpr,
     with_lam: tl.constexpr,
     block: tl.constexpr,
+    ahead: tl.constexpr,
 ):
     """Take one segment back from the gradient `after` it.
 
@@ -99,24 +108,37 @@ def _retreat(  # type: ignore[no-untyped-def]  # compiled, not run: annotations 
     sum_im = re * 0.0
     start = tl.load(first + segment)
     steps = step + tl.load(begin + segment)
-    length = tl.load(lengths + segment)
-    for back in range(length):
-        t = length - 1 - back
-        row = 2 * channels * (start + tl.load(steps + t)) + pair
-        grad_re, grad_im = tl.split(tl.load(grad + row, mask=inside, other=0.0))
-        new_re = grad_re + lam_re * re + lam_im * im
-        im = grad_im + lam_re * im - lam_im * re
-        re = new_re
-        if every_row:
-            tl.store(d + row, tl.join(re, im), mask=inside)
-        if with_lam:
-            h_re = before_re
-            h_im = before_im
-            if t > 0:
-                earlier = 2 * channels * (start + tl.load(steps + t - 1)) + pair
-                h_re, h_im = tl.split(tl.load(h + earlier, mask=inside, other=0.0))
-            sum_re += re * h_re + im * h_im
-            sum_im += im * h_re - re * h_im
+    last = tl.load(lengths + segment) - 1
+    for stretch in range(0, last + 1, ahead):
+        rows = ()
+        grads = ()
+        states = ()
+        for i in tl.static_range(ahead):
+            t = last - stretch - i
+            row = 2 * channels * (start + tl.load(steps + t, mask=t >= 0, other=0)) + pair
+            rows += (row,)  # type: ignore[assignment]
+            read = tl.load(grad + row, mask=pair < tl.where(t >= 0, 2 * channels, 0), other=0.0)
+            grads += (read,)  # type: ignore[assignment]
+            if with_lam:
+                row = 2 * channels * (start + tl.load(steps + t - 1, mask=t > 0, other=0)) + pair
+                read = tl.load(h + row, mask=pair < tl.where(t > 0, 2 * channels, 0), other=0.0)
+                states += (read,)  # type: ignore[assignment]
+        for i in tl.static_range(ahead):
+            t = last - stretch - i
+            grad_re, grad_im = tl.split(grads[i])
+            new_re = grad_re + lam_re * re + lam_im * im
+            new_im = grad_im + lam_re * im - lam_im * re
+            re = tl.where(t >= 0, new_re, re)
+            im = tl.where(t >= 0, new_im, im)
+            if every_row:
+                inside_there = pair < tl.where(t >= 0, 2 * channels, 0)
+                tl.store(d + rows[i], tl.join(re, im), mask=inside_there)
+            if with_lam:
+                h_re, h_im = tl.split(states[i])
+                h_re = tl.where(t > 0, h_re, before_re)
+                h_im = tl.where(t > 0, h_im, before_im)
+                sum_re += tl.where(t >= 0, re * h_re + im * h_im, 0.0)
+                sum_im += tl.where(t >= 0, im * h_re - re * h_im, 0.0)
     if not every_row:
         tl.store(d + own, tl.join(re, im), mask=inside)
     if with_lam:
@@ -124,7 +146,7 @@ def _retreat(  # type: ignore[no-untyped-def]  # compiled, not run: annotations 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Pieces:
+class Pieces:
     """What the programs of one launch take: position t of a piece is `first + step[begin + t]`."""
 
     first: Tensor
@@ -136,154 +158,50 @@ class _Pieces:
         return self.first.numel()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Chunks:
-    """Segments cut into chunks, each segment's laid end to end."""
-
-    pieces: _Pieces
-    """The chunks."""
-    joined: _Pieces
-    """The segments, with a row for each chunk."""
-    heads: Tensor
-    """int64 (s,): each segment's first chunk."""
-    tails: Tensor
-    """int64 (s,): each segment's last chunk."""
-    row_before: Tensor
-    """int64 (chunks,): row of the position before each chunk; any row for heads."""
-    doublings: int
-    """A chunk has 2 to this power positions, a tail at most that."""
-
-
-class TritonScan:
-    """Scans on CUDA.
-
-    Args:
-        chunk: positions of a chunk, a power of two; None: chosen by how much there is to do.
-        device_type: cpu only for Triton's interpreter.
-    """
-
-    name = "triton"
-    packed = True
-
-    def __init__(self, chunk: int | None = None, device_type: str = "cuda") -> None:
-        self.device_type = device_type
-        self._chunk = chunk
-        self._last: tuple[weakref.ref[Rows], int, _Pieces, _Chunks | None] | None = None
-
-    def forward(self, u: Tensor, lam: Tensor, h0: Tensor, rows: Rows) -> Tensor:
-        """Return the state at every row."""
-        whole, chunks = self._plan(rows, u)
-        if chunks is None:
-            return _forward(u, lam, h0, whole, every_row=True)
-        zeros = u.new_zeros(len(chunks.pieces), u.shape[1])
-        added = _forward(u, lam, zeros, chunks.pieces, every_row=False)
-        ends = _forward(added, _power(lam, chunks.doublings), h0, chunks.joined, every_row=True)
-        before = ends.roll(1, 0)
-        before[chunks.heads] = h0
-        return _forward(u, lam, before, chunks.pieces, every_row=True)
-
-    def backward(
-        self, grad: Tensor, h: Tensor, lam: Tensor, h0: Tensor, rows: Rows
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients in u and lambda."""
-        whole, chunks = self._plan(rows, h)
-        if chunks is None:
-            d, d_lam = _backward(grad, lam, torch.zeros_like(h0), whole, states=(h, h0))
-            return d, d_lam.sum(0)
-        zeros = h.new_zeros(len(chunks.pieces), h.shape[1])
-        added, _ = _backward(grad, lam, zeros, chunks.pieces, every_row=False)
-        power = _power(lam, chunks.doublings)
-        starts, _ = _backward(added, power, torch.zeros_like(h0), chunks.joined)
-        after = starts.roll(-1, 0)
-        after[chunks.tails] = 0
-        before = h[chunks.row_before]
-        before[chunks.heads] = h0
-        d, d_lam = _backward(grad, lam, after, chunks.pieces, states=(h, before))
-        return d, d_lam.sum(0)
-
-    def _plan(self, rows: Rows, x: Tensor) -> tuple[_Pieces, _Chunks | None]:
-        """Return what the launches take; a model's blocks ask for the same again and again."""
-        last = self._last
-        if last is None or last[0]() is not rows or last[1] != x.shape[1]:
-            chunk = self._chunk or _chunk_length(rows, x.shape[1])
-            cut = None if chunk is None else _cut(rows, chunk, x.device)
-            pieces = _pieces(rows.first, torch.zeros_like(rows.first), rows.lengths, rows.step)
-            last = (weakref.ref(rows), x.shape[1], _on(pieces, x.device), cut)
-            self._last = last
-        return last[2], last[3]
-
-
-def _chunk_length(rows: Rows, channels: int) -> int | None:
-    """Choose the longest chunks that fill the device; None: no cutting."""
-    if rows.first.numel() * channels >= THREADS_TO_FILL:
-        return None
-    wanted = int(rows.lengths.sum()) * channels // THREADS_TO_FILL
-    chunk = max(SHORTEST_CHUNK, 1 << max(0, wanted.bit_length() - 1))
-    return chunk if chunk < rows.step.numel() else None
-
-
-def _cut(rows: Rows, chunk: int, device: torch.device) -> _Chunks:
-    counts = (rows.lengths + chunk - 1) // chunk
-    heads = counts.cumsum(0) - counts
-    segment = torch.repeat_interleave(torch.arange(counts.numel()), counts)
-    begin = (torch.arange(segment.numel()) - heads[segment]) * chunk
-    first = rows.first[segment]
-    lengths = (rows.lengths[segment] - begin).clamp(max=chunk)
-    joined = Rows(first=heads, lengths=counts, step=torch.arange(int(counts.max())))
-    return _Chunks(
-        pieces=_on(_pieces(first, begin, lengths, rows.step), device),
-        joined=_on(
-            _pieces(joined.first, torch.zeros_like(heads), joined.lengths, joined.step), device
-        ),
-        heads=heads.to(device),
-        tails=(heads + counts - 1).to(device),
-        row_before=(first + rows.step[(begin - 1).clamp(min=0)]).to(device),
-        doublings=chunk.bit_length() - 1,
-    )
-
-
-def _pieces(first: Tensor, begin: Tensor, lengths: Tensor, step: Tensor) -> _Pieces:
-    return _Pieces(first=first, begin=begin, lengths=lengths, step=step)
-
-
-def _on(pieces: _Pieces, device: torch.device) -> _Pieces:
-    tables = (pieces.first, pieces.begin, pieces.lengths, pieces.step)
-    return _pieces(*(table.to(device) for table in tables))
-
-
-def _power(lam: Tensor, doublings: int) -> Tensor:
-    for _ in range(doublings):
-        lam = lam * lam
-    return lam
-
-
-def _grid(pieces: _Pieces, channels: int) -> tuple[tuple[int, int], int]:
-    """Return the programs of a launch and the channels of each."""
+def _launch(
+    kernel: triton.JITFunction, tensors: tuple[Tensor, ...], pieces: Pieces, **options: bool
+) -> None:
+    """Run a kernel over pieces, on the device of its tensors (complex, of as many channels)."""
+    channels = tensors[0].shape[1]
     block = min(LARGEST_BLOCK, triton.next_power_of_2(channels))
-    return (len(pieces), triton.cdiv(channels, block)), block
+    # Else it would run on the current device.
+    with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]  # torch leaves it so
+        kernel[len(pieces), triton.cdiv(channels, block)](
+            *map(torch.view_as_real, tensors),
+            pieces.first,
+            pieces.begin,
+            pieces.lengths,
+            pieces.step,
+            channels,
+            block=block,
+            ahead=AHEAD,
+            num_warps=warps(block),
+            enable_fp_fusion=True,  # said, so that bits do not change with Triton's default
+            **options,
+        )
 
 
-def _forward(u: Tensor, lam: Tensor, before: Tensor, pieces: _Pieces, *, every_row: bool) -> Tensor:
+def warps(block: int) -> int:
+    """Return the warps (32 threads each) of a program of so many channels: a thread has one.
+
+    With more, the parts of a complex number lie in two threads, and every step goes through shared
+    memory and waits there.
+    """
+    return max(1, block // 32)
+
+
+def forward(u: Tensor, lam: Tensor, before: Tensor, pieces: Pieces, *, every_row: bool) -> Tensor:
+    """Return h at every row, or after each piece, given the states before each."""
     h = torch.empty_like(u if every_row else before)
-    grid, block = _grid(pieces, u.shape[1])
-    _advance[grid](
-        *(torch.view_as_real(x) for x in (u, lam, before, h)),
-        pieces.first,
-        pieces.begin,
-        pieces.lengths,
-        pieces.step,
-        u.shape[1],
-        every_row=every_row,
-        block=block,
-    )
+    _launch(_advance, (u, lam, before, h), pieces, every_row=every_row)
     return h
 
 
-def _backward(
+def backward(
     grad: Tensor,
     lam: Tensor,
     after: Tensor,
-    pieces: _Pieces,
+    pieces: Pieces,
     *,
     every_row: bool = True,
     states: tuple[Tensor, Tensor] | None = None,
@@ -292,16 +210,6 @@ def _backward(
     d = torch.empty_like(grad if every_row else after)
     h, before = states or (after, after)  # not read without them
     d_lam = torch.empty_like(after)
-    grid, block = _grid(pieces, grad.shape[1])
-    _retreat[grid](
-        *(torch.view_as_real(x) for x in (grad, lam, after, before, h, d, d_lam)),
-        pieces.first,
-        pieces.begin,
-        pieces.lengths,
-        pieces.step,
-        grad.shape[1],
-        every_row=every_row,
-        with_lam=states is not None,
-        block=block,
-    )
+    tensors = (grad, lam, after, before, h, d, d_lam)
+    _launch(_retreat, tensors, pieces, every_row=every_row, with_lam=states is not None)
     return d, d_lam

@@ -2,6 +2,9 @@
 
     python -m tests.benchmarks.bench_scan [--batch N] [--channels N] [--lengths N,N,...]
         [--rounds N] [--threads N] [--json FILE] [--plot FILE.svg]
+    python -m tests.benchmarks.bench_scan --device cuda [--rounds N] [--json FILE]
+
+The second form measures a GPU, see `tests.benchmarks.gpu_scan`; the rest is about the first.
 
 Times the values and the gradients in u, lambda and h0 of sequences of one length, by recursive
 doubling (the published form), by the loop of torch operations and by native code; the last two on
@@ -33,6 +36,8 @@ from models.scan import (
 from models.scan.loop import LoopScan
 from models.scan.native import load_native
 from models.scan.recurrence import Backend
+from models.serving_graphs import capture_cuda
+from tests.benchmarks import gpu_scan
 from tests.benchmarks.plot import Panel, write_lines
 from tests.benchmarks.report import print_table, write_json
 
@@ -140,6 +145,24 @@ def draw_plot(
     write_lines(path, f"{title}, threads: {threads}", [panel])
 
 
+def on_gpu(device: torch.device, rounds: int, path: Path | None) -> None:
+    """Measure the scan on a GPU, print the tables and write the figures."""
+    name, figures = torch.cuda.get_device_name(device), {}
+    for shape in gpu_scan.SHAPES:
+        costs = gpu_scan.measure_scan(device, shape, capture_cuda, rounds)
+        print(f"\n{shape}, {name}")
+        floor = costs[gpu_scan.FLOOR]
+        print_table(
+            ("", *(f"{way}, us" for way in floor), *(f"{way}, of floor" for way in floor)),
+            [
+                (form, *(by[way] for way in floor), *(by[way] / floor[way] for way in floor))
+                for form, by in costs.items()
+            ],
+        )
+        figures["x".join(map(str, shape))] = costs
+    write_json(path, {"gpu": name, "rounds": rounds, "us": figures})
+
+
 def main() -> None:
     """Measure, print the tables and write figures and plot where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -148,11 +171,15 @@ def main() -> None:
     parser.add_argument("--lengths", default="25,50,100,200,400", help="rows of a sequence")
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds")
     parser.add_argument("--threads", type=int, help="of torch; not given: as it chooses")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--plot", type=Path, help="where to draw time over length, as SVG")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.device != "cpu":
+        on_gpu(torch.device(arguments.device), arguments.rounds, arguments.json)
+        return
     backends = cpu_backends()
     by_length = {}
     with freed_memory_kept():

@@ -4,8 +4,8 @@
         [--json FILE] [--plot FILE.svg]
     python -m tests.benchmarks.bench_step --device cuda [--items N] [--rounds N] [--json FILE]
 
-The second form measures the step on a GPU alone, see `tests.benchmarks.gpu_step`; the rest is about
-the first.
+The second form measures a GPU alone, the step and the lists, see `tests.benchmarks.gpu_step`; the
+rest is about the first.
 
 Agreement: users take 1,000 random items one by one, and once more all at once; the states after
 every 100 of them and the top-10 after each are compared. Top-10s are equal up to ties if, by the
@@ -41,7 +41,17 @@ from models.serving import ServingModel
 from models.serving_graphs import capture_cuda
 from models.serving_native import load_native_serving
 from tests.benchmarks.forms import PublishedRecommender
-from tests.benchmarks.gpu_step import FLOOR, GRAPH, LAUNCHES, measure_steps
+from tests.benchmarks.gpu_step import (
+    FLOOR,
+    GRAPH,
+    LAUNCHES,
+    LISTS,
+    PLAIN,
+    PRODUCT,
+    RANKED,
+    measure_lists,
+    measure_steps,
+)
 from tests.benchmarks.plot import Panel, write_lines
 from tests.benchmarks.report import machine, print_table, write_json
 from tests.benchmarks.sasrec import Sasrec
@@ -222,12 +232,23 @@ def draw_plot(path: Path, ways: dict[int, dict[str, float]], ages: list[Any], th
 
 
 def on_gpu(device: torch.device, n_items: int, rounds: int, path: Path | None) -> None:
-    """Measure the step on a GPU, print the table and write the figures."""
+    """Measure step and lists on a GPU, print the tables and write the figures; microseconds."""
     name = torch.cuda.get_device_name(device)
     print(f"{machine()}\n{name}, {n_items} items\n")
-    costs = measure_steps(create_recommender(n_items), device, capture_cuda, rounds)
+    recommender = create_recommender(n_items)
+    lists = measure_lists(recommender, device, capture_cuda, rounds)
+    columns = (RANKED, LISTS, PLAIN, PRODUCT)
     print_table(
-        ("users", GRAPH, LAUNCHES, FLOOR, "of floor"),
+        ("users, us a batch", *columns, "lists of the product"),
+        [
+            (f"{users}", *(by[way] for way in columns), by[LISTS] / by[PRODUCT])
+            for users, by in lists.items()
+        ],
+    )
+    costs = measure_steps(recommender, device, capture_cuda, rounds)
+    print()
+    print_table(
+        ("users, us a batch", GRAPH, LAUNCHES, FLOOR, "of floor"),
         [
             (
                 f"{users}",
@@ -239,7 +260,8 @@ def on_gpu(device: torch.device, n_items: int, rounds: int, path: Path | None) -
             for users, by in costs.items()
         ],
     )
-    write_json(path, {"gpu": name, "items": n_items, "rounds": rounds, "us_a_batch": costs})
+    figures = {"us_a_batch": costs, "lists_us_a_batch": lists}
+    write_json(path, {"gpu": name, "items": n_items, "rounds": rounds, **figures})
 
 
 @torch.inference_mode()

@@ -96,7 +96,7 @@ def disagreement(
     packed_loss.backward()
     published_loss.backward()
     worst = max(
-        float((parameter.grad - gradient).abs().max() / gradient.abs().max())
+        float((parameter.grad.cpu() - gradient).abs().max() / gradient.abs().max())
         for parameter, gradient in zip(packed.parameters(), published.gradients(), strict=True)
     )
     packed.train()

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.cluster.clients import read_partitions
@@ -179,11 +180,11 @@ def test_a_demoted_partition_follows_and_a_standby_that_goes_away_is_closed(
 
 def open_partitions(worker: WorkerProcess) -> set[int]:
     """The databases that the process holds the lock files of."""
-    links = [link.readlink() for link in Path(f"/proc/{worker.process.pid}/fd").iterdir()]
+    paths = [Path(file.path) for file in psutil.Process(worker.process.pid).open_files()]
     return {
-        int(link.parent.name.removeprefix("partition-"))
-        for link in links
-        if link.name == "LOCK" and link.parent.name.startswith("partition-")
+        int(path.parent.name.removeprefix("partition-"))
+        for path in paths
+        if path.name == "LOCK" and path.parent.name.startswith("partition-")
     }
 
 

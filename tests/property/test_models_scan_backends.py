@@ -1,6 +1,6 @@
 """Laws of a scan, the same for every form: values, gradients, cuts, lengths, bits.
 
-Triton's kernels run in its interpreter, on the CPU.
+Triton's kernels run on a GPU where there is one, else in its interpreter on the CPU.
 """
 
 import sys
@@ -23,12 +23,15 @@ from models.scan import (
 from models.scan.loop import LoopScan
 from models.scan.native import load_native
 from models.scan.recurrence import Backend
+from tests.devices import HAS_GPU, OnGpu
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-INTERPRETED = ["triton", "triton in chunks"] if sys.platform == "linux" else []
-"""The interpreter takes a millisecond for every row. There is no Triton but on Linux."""
-FORMS = ["loop", "native", *INTERPRETED]
+FOR_CUDA = ["triton", "triton in chunks"] if sys.platform == "linux" else []
+"""There is no Triton but on Linux."""
+FORMS = ["loop", "native", *FOR_CUDA]
+MANY_ROWS = 100_000 if HAS_GPU else 200
+"""For forms for CUDA: the interpreter takes a millisecond for every row."""
 
 FLOAT32 = 1e-5
 """Largest error beside the double-precision loop, relative to the largest number: some tens of
@@ -43,15 +46,20 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bac
         "loop": LoopScan(),
         "native": load_native(tmp_path_factory.mktemp("native")),
     }
-    if not INTERPRETED:
+    if not FOR_CUDA:
         yield made
         return
-    with pytest.MonkeyPatch.context() as patch:  # Triton looks at every launch
-        patch.setenv("TRITON_INTERPRET", "1")
-        from models.scan.triton_kernels import TritonScan
+    with pytest.MonkeyPatch.context() as patch:
+        if not HAS_GPU:
+            patch.setenv("TRITON_INTERPRET", "1")  # Triton looks at every launch
+        from models.scan import triton_kernels
+        from models.scan.triton_scan import TritonScan
 
-        made["triton"] = TritonScan(device_type="cpu")
-        made["triton in chunks"] = TritonScan(chunk=4, device_type="cpu")
+        if not HAS_GPU:
+            patch.setattr(triton_kernels, "AHEAD", 2)  # rows that are none cost as much there
+        for name, chunk in zip(FOR_CUDA, (None, 4), strict=True):
+            form = TritonScan(chunk=chunk, device_type="cuda" if HAS_GPU else "cpu")
+            made[name] = OnGpu(form) if HAS_GPU else form
         yield made
 
 
@@ -164,13 +172,13 @@ def test_forms_for_the_cpu_keep_the_laws(
 
 
 @LAWS
-@pytest.mark.parametrize("form", INTERPRETED)
-@settings(max_examples=5)
+@pytest.mark.parametrize("form", FOR_CUDA)
+@settings(max_examples=50 if HAS_GPU else 4)
 @given(problem=problems())
 def test_kernels_for_cuda_keep_the_laws(
     law: Law, form: str, backends: dict[str, Backend], problem: tuple[Tensor, ...]
 ) -> None:
-    """The same, in Triton's interpreter."""
+    """The same, on a GPU or in Triton's interpreter."""
     with use_backend(backends[form]):
         law(*problem)
 
@@ -202,7 +210,7 @@ def test_the_number_of_threads_changes_no_bit(form: str, backends: dict[str, Bac
 
 @pytest.mark.parametrize(
     ("form", "length"),
-    [("loop", 100_000), ("native", 100_000), *((form, 500) for form in INTERPRETED)],
+    [("loop", 100_000), ("native", 100_000), *((form, MANY_ROWS) for form in FOR_CUDA)],
 )
 def test_a_long_segment_beside_short_ones_stays_exact(
     form: str, length: int, backends: dict[str, Backend]

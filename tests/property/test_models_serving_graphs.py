@@ -14,7 +14,7 @@ from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving import ServingModel
 from models.serving_graphs import StepGraphs
-from tests.recorded_graph import capture_by_recording
+from tests.devices import capture_on, on_each_device
 
 TOLERANCE = 1e-5
 """States and outputs here are below 10; float32 kernels differ with the number of rows."""
@@ -48,7 +48,7 @@ _EVENTS = st.lists(
 
 
 @functools.cache
-def _models() -> list[ServingModel]:
+def _models(device: torch.device) -> list[ServingModel]:
     """Two models of one shape and one of another, with weights so large that a wrong one shows."""
     models = []
     for seed, state_size in ((3, 12), (4, 12), (5, 6)):
@@ -58,18 +58,21 @@ def _models() -> list[ServingModel]:
             for name, parameter in recommender.named_parameters():
                 if not name.endswith("_log") and "norm" not in name:
                     parameter.mul_(15)
-        models.append(ServingModel(recommender))
+        models.append(ServingModel(recommender, device))
     return models
 
 
-@given(_EVENTS)
-@example([Step([(0, 3)]), "other weights", Step([(0, 3)]), Step([(0, 4)])])
-@example([Step([(0, 3)]), "grow", Step([(0, 3)]), Step([(0, 4)])])
-def test_steps_by_graphs_are_those_of_advance(events: list[Step | str]) -> None:
+@on_each_device
+@given(events=_EVENTS)
+@example(events=[Step([(0, 3)]), "other weights", Step([(0, 3)]), Step([(0, 4)])])
+@example(events=[Step([(0, 3)]), "grow", Step([(0, 3)]), Step([(0, 4)])])
+def test_steps_by_graphs_are_those_of_advance(
+    device: torch.device, events: list[Step | str]
+) -> None:
     """Through other weights, other shapes, larger tensors and writes from outside."""
-    graphs = StepGraphs(capture_by_recording)
+    graphs = StepGraphs(capture_on(device))
     weights, shape = 0, 0
-    model = _models()[0]
+    model = _models(device)[0]
     states = model.init_state(SLOTS + 1)
     truth = list(states[:SLOTS].clone())
     kept: list[tuple[Tensor, Tensor]] = []
@@ -100,7 +103,7 @@ def test_steps_by_graphs_are_those_of_advance(events: list[Step | str]) -> None:
             else:
                 shape = 1 - shape
                 states = None  # type: ignore[assignment]
-            model = _models()[2 if shape else weights]
+            model = _models(device)[2 if shape else weights]
             if states is None:
                 states = model.init_state(SLOTS + 1)
                 truth = list(states[:SLOTS].clone())
@@ -111,16 +114,19 @@ def test_steps_by_graphs_are_those_of_advance(events: list[Step | str]) -> None:
         assert (outputs - expected).abs().max() < TOLERANCE
 
 
+@on_each_device
 @pytest.mark.parametrize("users", [1, 8, 9, 16, 17, 100])
-def test_a_graph_is_used_for_any_number_up_to_the_next_power_of_two(users: int) -> None:
+def test_a_graph_is_used_for_any_number_up_to_the_next_power_of_two(
+    users: int, device: torch.device
+) -> None:
     """After the first batch of a size, nothing but what was recorded runs for smaller ones."""
     recorded = []
 
     def count(body: serving_graphs.Body, device: torch.device) -> serving_graphs.Body:
         recorded.append(body)
-        return capture_by_recording(body, device)
+        return capture_on(device)(body, device)
 
-    model, graphs = _models()[0], StepGraphs(count)
+    model, graphs = _models(device)[0], StepGraphs(count)
     states = model.init_state(users + 1)
     size = max(8, 1 << (users - 1).bit_length())
     for some in (users, size // 2 + 1, users):
@@ -137,10 +143,13 @@ def test_a_graph_is_used_for_any_number_up_to_the_next_power_of_two(users: int) 
     assert len(recorded) == 1
 
 
-def test_what_is_no_work_for_a_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_each_device
+def test_what_is_no_work_for_a_graph_is_left_alone(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Several items of a user, nobody, more users than a graph is for: `advance` does it."""
     monkeypatch.setattr(serving_graphs, "MAX_USERS", 8)
-    model, graphs = _models()[0], StepGraphs(capture_by_recording)
+    model, graphs = _models(device)[0], StepGraphs(capture_on(device))
     states = model.init_state(20)
     for slots, items in ((2, 3), (0, 0), (9, 9)):
         taken = graphs.step(

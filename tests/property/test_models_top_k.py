@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from models import top_k as module
 from models.top_k import top_k
+from tests.devices import on_each_device
 
 
+@on_each_device
 @given(
     seed=st.integers(0, 2**32),
     users=st.integers(0, 5),
@@ -29,6 +31,7 @@ def test_top_k_equals_sorting_every_score(
     levels: int,
     block_items: int,
     group_items: int,
+    device: torch.device,
 ) -> None:
     """Scores equal those of a full sort, many ties or few; items have them, and none is barred."""
     rng = np.random.default_rng(seed)
@@ -44,12 +47,12 @@ def test_top_k_equals_sorting_every_score(
         patch.setattr(module, "GROUP_ITEMS", group_items)
         patch.setattr(module, "MIN_GROUPED_SCORES", 8)
         scores, items = top_k(
-            torch.tensor(outputs, dtype=torch.float32),
-            torch.tensor(weight, dtype=torch.float32),
-            torch.tensor(bias, dtype=torch.float32),
+            torch.tensor(outputs, dtype=torch.float32, device=device),
+            torch.tensor(weight, dtype=torch.float32, device=device),
+            torch.tensor(bias, dtype=torch.float32, device=device),
             k,
-            torch.tensor(excluded),
-            torch.tensor(unavailable),
+            torch.tensor(excluded, device=device),
+            torch.tensor(unavailable, device=device),
         )
 
     assert scores.shape == items.shape == (users, k)

@@ -1,6 +1,6 @@
-"""Laws of the first pass in bfloat16, on the CPU: its bounds hold, and its lists are exact.
+"""Laws of the first pass in bfloat16, on each device: its bounds hold, and its lists are exact.
 
-The same code runs on CUDA, where sums are taken in another order; bounds grant any.
+On CUDA sums are taken in another order; bounds grant any.
 """
 
 import math
@@ -18,6 +18,7 @@ from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving import ServingModel
 from models.top_k_rounded import RoundedItems
+from tests.devices import on_each_device
 
 KINDS = ("plain", "scales", "outliers", "alike", "aligned", "tiny", "zeros")
 
@@ -54,6 +55,16 @@ def _bias(rng: np.random.Generator, size: float, count: int) -> np.ndarray:
     return bias.astype(np.float32)
 
 
+def _rounded(weight: np.ndarray, bias: np.ndarray, device: torch.device) -> RoundedItems:
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # as `for_device`
+    rounded = RoundedItems.of(
+        torch.tensor(weight, dtype=torch.float32, device=device),
+        torch.tensor(bias, dtype=torch.float32, device=device),
+    )
+    assert rounded is not None
+    return rounded
+
+
 cases = given(
     seed=st.integers(0, 2**32),
     table=st.sampled_from(KINDS),
@@ -64,10 +75,18 @@ cases = given(
 )
 
 
+@on_each_device
 @cases
 @pytest.mark.parametrize("cancels", [False, True])
 def test_no_score_is_above_its_bound(
-    cancels: bool, seed: int, table: str, user: str, bias_size: float, n_items: int, width: int
+    device: torch.device,
+    cancels: bool,
+    seed: int,
+    table: str,
+    user: str,
+    bias_size: float,
+    n_items: int,
+    width: int,
 ) -> None:
     """Neither the exact score nor what float32 may make of it, far from zero or near.
 
@@ -78,10 +97,14 @@ def test_no_score_is_above_its_bound(
     bias = _bias(rng, bias_size, n_items + 1)
     if cancels:
         bias = np.clip(-weight.astype(float) @ outputs[0], -1e14, 1e14).astype(np.float32)
-    items = RoundedItems.of(torch.from_numpy(weight), torch.from_numpy(bias))
-    assert items is not None
+    items = _rounded(weight, bias, device)
 
-    bounds, found = items.highest_bounds(torch.from_numpy(outputs), n_items, None, None)
+    bounds, found = (
+        tensor.cpu()
+        for tensor in items.highest_bounds(
+            torch.tensor(outputs, device=device), n_items, None, None
+        )
+    )
 
     for of_user in range(2):
         exact = _exact(weight, bias, outputs[of_user])
@@ -92,9 +115,11 @@ def test_no_score_is_above_its_bound(
         assert (exact[place] <= bounds[of_user, : len(place)].numpy()).all()
 
 
+@on_each_device
 @cases
 @pytest.mark.parametrize("block_items", [50, 10_000])
 def test_lists_are_exact_whatever_the_numbers_are(
+    device: torch.device,
     block_items: int,
     seed: int,
     table: str,
@@ -110,13 +135,18 @@ def test_lists_are_exact_whatever_the_numbers_are(
     bias = _bias(rng, bias_size, n_items + 1)
     excluded = rng.integers(0, n_items + 1, (3, 40))
     unavailable = rng.random(n_items + 1) < 0.2
-    rounded = RoundedItems.of(torch.from_numpy(weight), torch.from_numpy(bias))
-    assert rounded is not None
+    rounded = _rounded(weight, bias, device)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain, "BLOCK_ITEMS", block_items)
-        scores, items = rounded.top_k(
-            torch.from_numpy(outputs), k, torch.from_numpy(excluded), torch.from_numpy(unavailable)
+        scores, items = (
+            tensor.cpu()
+            for tensor in rounded.top_k(
+                torch.tensor(outputs, device=device),
+                k,
+                torch.tensor(excluded, device=device),
+                torch.tensor(unavailable, device=device),
+            )
         )
 
     assert scores.shape == items.shape == (3, k)
@@ -136,19 +166,27 @@ def test_lists_are_exact_whatever_the_numbers_are(
         assert (exact[others] - error[others] <= scores[of_user, -1].item()).all()
 
 
-@given(st.integers(0, 2**32), st.integers(0, 60), st.integers(1, 12), st.integers(500, 900))
+@on_each_device
+@given(
+    seed=st.integers(0, 2**32),
+    n_unavailable=st.integers(0, 60),
+    k=st.integers(1, 12),
+    n_items=st.integers(500, 900),
+)
 def test_lists_of_whole_numbers_are_those_of_a_sort(
-    seed: int, n_unavailable: int, k: int, n_items: int
+    device: torch.device, seed: int, n_unavailable: int, k: int, n_items: int
 ) -> None:
     """Where scores are exact, the list has just the k highest; where none is left, item 0."""
     rng = np.random.default_rng(seed)
     outputs, weight = rng.integers(-300, 300, (4, 3)), rng.integers(-300, 300, (n_items + 1, 3))
     unavailable = rng.permutation(n_items + 1) >= n_unavailable  # often fewer than k are left
-    rounded = RoundedItems.of(torch.tensor(weight).float(), torch.zeros(n_items + 1))
-    assert rounded is not None
+    rounded = _rounded(weight, np.zeros(n_items + 1), device)
 
     scores, items = rounded.top_k(
-        torch.tensor(outputs).float(), k, None, torch.from_numpy(unavailable)
+        torch.tensor(outputs, dtype=torch.float32, device=device),
+        k,
+        None,
+        torch.tensor(unavailable, device=device),
     )
 
     every_score = (outputs @ weight.T).astype(float)
@@ -163,14 +201,16 @@ def test_lists_of_whole_numbers_are_those_of_a_sort(
         assert items[user, ~is_item].tolist() == [0] * (k - len(found))
 
 
-def test_the_first_pass_finds_the_lists_of_plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_each_device
+def test_the_first_pass_finds_the_lists_of_plain_numbers(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bounds are close enough that no user of a hundred has to be found by every score."""
     rng = np.random.default_rng(0)
-    weight, outputs = (torch.from_numpy(_vectors(rng, "plain", n, 64)) for n in (20_000, 100))
-    bias = torch.randn(20_000)
-    rounded = RoundedItems.of(weight, bias)
-    assert rounded is not None
-    expected = plain.top_k(outputs, weight, bias, 10, None, None)[1]
+    weight, outputs = (_vectors(rng, "plain", n, 64) for n in (20_000, 100))
+    rounded = _rounded(weight, rng.standard_normal(20_000), device)
+    outputs = torch.tensor(outputs, device=device)
+    expected = plain.top_k(outputs, rounded.weight, rounded.bias, 10, None, None)[1]
     monkeypatch.setattr(module, "top_k", None)  # calling it fails
 
     _, items = rounded.top_k(outputs, 10, None, None)

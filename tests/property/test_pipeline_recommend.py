@@ -28,7 +28,7 @@ from pipeline.worker.served_model import ModelHolder, ServedModel, prepare
 from pipeline.worker.wire import Recommendation
 from state.memory import MemoryStore
 from state.row import ring_items
-from tests.recorded_graph import capture_by_recording
+from tests.devices import DEVICES, capture_on
 
 # float32 sums of a handful of steps in another order.
 STATE_TOLERANCE = 1e-5
@@ -45,8 +45,10 @@ _EVENT = st.tuples(
 )
 
 
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> list[ServedModel]:
+@pytest.fixture(scope="module", params=DEVICES, ids=str)
+def releases(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[ServedModel]:
     """Two releases of the same items with other weights, the second of another shape."""
     folder: Path = tmp_path_factory.mktemp("releases")
     served = []
@@ -63,20 +65,26 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> list[ServedModel]:
             metrics={},
             training={},
         )
-        served.append(prepare(release, device="cpu", top_k=K, ring=RING))
+        served.append(prepare(release, device=str(request.param), top_k=K, ring=RING))
     return served
 
 
 class World:
     """A log of records and a processor that reads it, restarted at will from what was settled.
 
-    With `graphs` it steps as it does on a GPU.
+    With `graphs` it steps as it does on a GPU. The model says on which device, or else `device`.
     """
 
     def __init__(
-        self, model: ServedModel | None, *, exclude_seen: bool = False, graphs: bool = False
+        self,
+        model: ServedModel | None,
+        *,
+        exclude_seen: bool = False,
+        graphs: bool = False,
+        device: torch.device = DEVICES[0],
     ) -> None:
         self.graphs = graphs
+        self.device = device if model is None else model.serving.device
         self.store = MemoryStore()
         for partition in (0, 1):
             self.store.open(partition)
@@ -97,10 +105,10 @@ class World:
             self.holder,
             self.catalogue,
             self.metrics,
-            torch.device("cpu"),
+            self.device,
         )
-        if self.graphs:
-            self.processor._ranker._graphs = StepGraphs(capture_by_recording)
+        graphs = StepGraphs(capture_on(self.device)) if self.graphs else None
+        self.processor._ranker._graphs = graphs
 
     def produce(self, partition: int, user: str, item: str, event_id: str | None = None) -> None:
         offset = len(self.log[partition])
@@ -160,7 +168,7 @@ def state_of(model: ServedModel, items: list[str]) -> Any:
     state = model.serving.init_state(1)
     if known:
         state, _ = model.serving.advance(state, torch.tensor(known), torch.tensor([len(known)]))
-    return state[0].numpy()
+    return state[0].cpu().numpy()
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -256,9 +264,9 @@ def test_lists_are_what_a_full_scan_would_rank(
             _, outputs = model.serving.advance(
                 model.serving.init_state(1), torch.tensor(known), torch.tensor([len(known)])
             )
-            scores = model.serving.scores(outputs[-1:])[0].clone()
+            scores = model.serving.scores(outputs[-1:])[0].cpu().clone()
         else:
-            scores = model.serving.scores(model.cold_start[None])[0].clone()
+            scores = model.serving.scores(model.cold_start[None])[0].cpu().clone()
         scores[0] = -torch.inf
         if exclude_seen:
             for item in items[max(0, at - RING) : at]:
@@ -313,7 +321,7 @@ def test_an_unavailable_item_is_left_out_of_what_is_popular(exclude_seen: bool) 
 
 def test_without_a_release_the_answer_is_what_is_popular(releases: list[ServedModel]) -> None:
     """Until a release comes the source is `fallback`; then the remembered items make the state."""
-    world = World(None)
+    world = World(None, device=releases[0].serving.device)
     for item in ("item-3", "item-3", "item-1", "unheard-1"):
         world.produce(0, "user", item)
     [result] = world.process(0, 0, 3)

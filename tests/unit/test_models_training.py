@@ -1,5 +1,6 @@
 """Training on a world of a few items: what it learns, when it stops, how it goes on."""
 
+import functools
 import itertools
 import resource
 from dataclasses import replace
@@ -25,6 +26,7 @@ from models.training_checkpoint import (
 from models.training_result import TrainingDiverged, TrainingProgress, TrainResult, Validation
 from models.training_run import STEPS_UNREAD, TrainingRun
 from models.training_step import create_optimizer
+from tests.devices import on_each_device
 
 N_ITEMS = 30
 CONFIG = ModelConfig(n_items=N_ITEMS, hidden_size=16, state_size=8, n_blocks=1, max_length=8)
@@ -51,7 +53,7 @@ class Interruption(Exception):
 
 def weights(recommender: Recommender) -> dict[str, bytes]:
     """Return every parameter's bytes."""
-    return {name: p.numpy().tobytes() for name, p in recommender.state_dict().items()}
+    return {name: p.cpu().numpy().tobytes() for name, p in recommender.state_dict().items()}
 
 
 def outcome(result: TrainResult) -> tuple[dict[str, bytes], list[Validation]]:
@@ -59,12 +61,14 @@ def outcome(result: TrainResult) -> tuple[dict[str, bytes], list[Validation]]:
     return weights(result.recommender), [replace(made, seconds=0.0) for made in result.history]
 
 
-def test_it_learns_what_follows_what() -> None:
+@on_each_device
+def test_it_learns_what_follows_what(device: torch.device) -> None:
     """On a ring of items the next one is ranked first for nearly everyone, and the loss falls."""
     training = replace(TRAINING, max_epochs=12, patience=12)
 
-    result = train(CONFIG, training, SEQUENCES, VALIDATION)
+    result = train(CONFIG, training, SEQUENCES, VALIDATION, device=device)
 
+    assert result.recommender.item_bias.device.type == device.type
     assert result.history[-1].metrics["recall@1"] > 0.9
     assert result.history[-1].loss < 0.3 * result.history[0].loss
     assert (result.stopped_by, result.epochs) == ("epochs", 12)
@@ -124,12 +128,14 @@ def test_the_seed_alone_decides() -> None:
     ],
 )
 @pytest.mark.parametrize("interrupted_at", [[1], [5], [6, 5, 4]])
+@on_each_device
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
-    tmp_path: Path, changes: dict[str, Any], interrupted_at: list[int]
+    tmp_path: Path, changes: dict[str, Any], interrupted_at: list[int], device: torch.device
 ) -> None:
     """Killed at any steps and called again, it gives the same weights and history bit for bit."""
     training = replace(TRAINING, **changes)
-    expected = train(CONFIG, training, SEQUENCES, VALIDATION)
+    run = functools.partial(train, CONFIG, training, SEQUENCES, VALIDATION, device=device)
+    expected = run()
     assert (expected.stopped_by == "patience") == ("patience" in changes)
     path = tmp_path / "checkpoint.pt"
 
@@ -143,8 +149,8 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
                 raise Interruption
 
         with pytest.raises(Interruption):
-            train(CONFIG, training, SEQUENCES, VALIDATION, progress=interrupt, checkpoint_path=path)
-    result = train(CONFIG, training, SEQUENCES, VALIDATION, checkpoint_path=path)
+            run(progress=interrupt, checkpoint_path=path)
+    result = run(checkpoint_path=path)
 
     assert outcome(result) == outcome(expected)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
@@ -215,12 +221,14 @@ def test_a_decay_of_nothing_keeps_the_weights_themselves() -> None:
     assert outcome(averaged) == outcome(plain)
 
 
-def test_it_learns_against_a_sample_of_the_items() -> None:
+@on_each_device
+def test_it_learns_against_a_sample_of_the_items(device: torch.device) -> None:
     """Ten draws of thirty items a step: the next item is ranked first for nearly everyone too."""
     training = replace(TRAINING, max_epochs=12, patience=12, sampled_negatives=10)
 
-    result = train(CONFIG, training, SEQUENCES, VALIDATION)
+    result = train(CONFIG, training, SEQUENCES, VALIDATION, device=device)
 
+    assert result.recommender.item_bias.device.type == device.type
     assert result.history[-1].metrics["recall@1"] > 0.9
 
 
