@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 AHEAD = 8
-"""Rows that are asked for at once, a power of two."""
+"""Rows that are asked for at once."""
 LARGEST_BLOCK = 64
 """Channels of one program."""
 TABLES = ("first", "begin", "lengths", "step")
