@@ -4,10 +4,8 @@ import dataclasses
 import random
 import signal
 from collections import Counter
-from pathlib import Path
 
 import msgspec
-import pytest
 from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 
 from pipeline.cluster.clients import read_partitions
@@ -61,12 +59,11 @@ def answered(settings: Settings) -> Counter[tuple[str, int]]:
     return Counter((answer["user_id"], answer["event"]["timestamp_ms"]) for answer in answers)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 def test_each_event_is_answered_exactly_once_through_kills_at_every_stage(
-    settings: Settings, tmp_path: Path, seed: int
+    settings: Settings,
 ) -> None:
     """What a dying worker had sent and not committed is never seen, and all else exactly once."""
-    stream, rng = prepare(settings), random.Random(seed)
+    stream, rng = prepare(settings), random.Random(1)
     sent: set[tuple[str, int]] = set()
     for stage in rng.sample(STAGES, len(STAGES)):
         sent |= produce(stream, rng, len(sent))

@@ -30,7 +30,7 @@ Scan = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 FOR_CUDA = ["triton", "triton in chunks"] if sys.platform == "linux" else []
 """There is no Triton but on Linux."""
 FORMS = ["loop", "native", *FOR_CUDA]
-MANY_ROWS = 100_000 if HAS_GPU else 200
+MANY_ROWS = 100_000 if HAS_GPU else 100
 """For forms for CUDA: the interpreter takes a millisecond for every row."""
 
 FLOAT32 = 1e-5
@@ -173,7 +173,7 @@ def test_forms_for_the_cpu_keep_the_laws(
 
 @LAWS
 @pytest.mark.parametrize("form", FOR_CUDA)
-@settings(max_examples=50 if HAS_GPU else 4)
+@settings(max_examples=50 if HAS_GPU else 3)
 @given(problem=problems())
 def test_kernels_for_cuda_keep_the_laws(
     law: Law, form: str, backends: dict[str, Backend], problem: tuple[Tensor, ...]
