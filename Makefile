@@ -25,6 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## the whole loop on bundled real data; DATA=file ITEMS=file for your own
 	@$(BIN)/lrurec demo $(if $(DATA),--data $(DATA)) $(if $(ITEMS),--items $(ITEMS)) $(ARGS)
 
+# Tests of whole processes first: begun last, they would leave one processor idle at the end.
 test: setup  ## all tests, on a real Kafka that they start themselves
 	@$(BIN)/python -m pytest tests/integration tests/unit tests/property -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -1,6 +1,6 @@
 """The recurrence for those who use it: one step, or a scan by the fastest form at hand.
 
-On CUDA that is Triton's kernel where triton is installed; on the CPU the loop over time, or the
+On CUDA that is Triton's kernel where Triton runs; on the CPU the loop over time, or the
 native form within `use_backend` (it has to be compiled, which nobody should wait for unasked).
 """
 
@@ -88,7 +88,8 @@ def _triton() -> Backend | None:
     try:  # the first launch needs a C compiler and Python's headers
         form.forward(one.cuda(), one[0].cuda(), one.cuda(), Rows.packed(torch.tensor([1])))
     except Exception as error:  # whatever Triton or the driver raise
-        _log.warning("no Triton: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        reason = str(error).partition("\n")[0]
+        _log.warning("scans go by the loop, no Triton: %s: %s", type(error).__name__, reason)
         return None
     return form
 

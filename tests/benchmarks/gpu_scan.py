@@ -1,7 +1,6 @@
 """The scan as a GPU makes it, each way alone, beside the bytes that it has to move."""
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +12,7 @@ from models.scan.loop import LoopScan
 from models.scan.recurrence import backend_for
 from models.serving_graphs import Body, Capture
 from tests.benchmarks.gpu_step import finish
+from tests.benchmarks.turns import in_turns
 
 SHAPES = ((128, 200, 128), (128, 1000, 512))
 """Sequences, rows of each, channels: those of training, and ones that fill a device."""
@@ -20,7 +20,6 @@ FORWARD_BYTES, BACKWARD_BYTES = 16, 24
 """Of each complex64: u is read and h written; the gradient and h are read, that in u written."""
 FORWARD, BACKWARD = "forward", "backward"
 FLOOR, DOUBLING = "byte floor", "recursive doubling"
-WARM_UP_ROUNDS = 2
 CALLS = 10
 """Calls of one graph: the device goes from one to the next, and no launch is timed."""
 
@@ -61,15 +60,8 @@ def measure_scan(
     works[DOUBLING, FORWARD] = partial(double, there_and_back=False)
     works[DOUBLING, BACKWARD] = partial(double, there_and_back=True)
     works = {key: _many(work, device, capture) for key, work in works.items()}
-    spans: dict[tuple[str, str], list[float]] = {key: [] for key in works}
-    for _ in range(WARM_UP_ROUNDS + rounds):
-        for key, work in works.items():
-            finish(device)
-            begun = time.perf_counter()
-            work()
-            finish(device)
-            spans[key].append(1e6 * (time.perf_counter() - begun) / CALLS)
-    medians = {key: statistics.median(taken[WARM_UP_ROUNDS:]) for key, taken in spans.items()}
+    spans = in_turns({" ".join(key): work for key, work in works.items()}, rounds)
+    medians = {key: statistics.median(spans[" ".join(key)]) / CALLS for key in works}
     medians[DOUBLING, BACKWARD] -= medians[DOUBLING, FORWARD]
     bytes_per_us = 2 * u.nbytes / medians.pop((FLOOR, FORWARD))
     floors = {FORWARD: FORWARD_BYTES, BACKWARD: BACKWARD_BYTES}
@@ -89,4 +81,11 @@ def _many(work: Body, device: torch.device, capture: Capture) -> Body:
             work()
         return work()
 
-    return capture(body, device)
+    replay = capture(body, device)
+
+    def run() -> Tensor:
+        result = replay()
+        finish(device)
+        return result
+
+    return run

@@ -24,6 +24,7 @@ from models.scan.loop import LoopScan
 from models.scan.native import load_native
 from models.scan.recurrence import Backend
 from tests.devices import HAS_GPU, OnGpu
+from tests.fake_gpu import FakeGpu
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -181,6 +182,22 @@ def test_kernels_for_cuda_keep_the_laws(
     """The same, on a GPU or in Triton's interpreter."""
     with use_backend(backends[form]):
         law(*problem)
+
+
+@pytest.mark.parametrize("chunk", FOR_CUDA and [None, 4])
+def test_where_rows_lie_is_told_to_a_gpu_without_waiting(
+    chunk: int | None, backends: dict[str, Backend]
+) -> None:
+    """A wait in every batch would keep the CPU from launching the next while the GPU works."""
+    from models.scan.triton_scan import TritonScan
+
+    layout = PackedLayout.from_lengths(torch.tensor([9, 3, 20]))
+    with FakeGpu() as gpu:
+        pieces, _ = TritonScan(chunk)._plan(layout.rows, torch.empty(32, 2**14, device="cuda"))
+
+    assert pieces.first.device.type == "cuda"
+    assert len(pieces) == (3 if chunk is None else 9)
+    assert gpu.waits == []
 
 
 @pytest.mark.parametrize("form", ["loop", "native"])
