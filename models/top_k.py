@@ -57,7 +57,7 @@ def check_arguments(v: int, k: int, excluded: ExcludedItems | None) -> None:
         msg = f"k must be at least 1, got {k}"
         raise ValueError(msg)
     if excluded is not None and excluded.numel():
-        least, most = torch.stack(torch.aminmax(excluded)).tolist()  # one wait for a GPU
+        least, most = torch.stack(torch.aminmax(excluded)).cpu().tolist()  # one wait for a GPU
         if least < 0 or most >= v:
             msg = f"excluded items must be in 0..{v - 1}, got {least}..{most}"
             raise ValueError(msg)
