@@ -4,6 +4,7 @@ It holds tensors and plain values only and is read with `weights_only`, which ru
 """
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def write_training_checkpoint(
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch turns what the system says into the latter
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that was made read-only refuses this too
+            temporary.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         msg = f"{path}: the training checkpoint cannot be written: {cause}"
         raise CheckpointUnwritable(msg) from error

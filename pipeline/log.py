@@ -1,7 +1,7 @@
 """The log: one handler on stderr, lines for people or JSON, floods of foreign lines held back.
 
 Called once, by `__main__`. INFO is what an operator acts on or dates by; nothing per event stands
-above DEBUG. No line holds user content.
+above DEBUG. No line holds user content, but an id where the operator can do nothing without it.
 """
 
 import json

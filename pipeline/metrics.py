@@ -133,6 +133,11 @@ class Metrics:
             ),
             ("loaded", "rejected"),
         )
+        self.rejected_version = Gauge(
+            "lrurec_model_rejected_version",
+            "Version of the release announced last, where it was rejected; else 0",
+            **own,
+        )
         self.model_swap_seconds = Histogram(
             "lrurec_model_swap_seconds",
             "Time to load and check a release, beside the serving one",
@@ -333,7 +338,7 @@ class TrainerMetrics:
             **own,
         )
         self.steps = Counter("lrurec_train_steps", "Steps of the optimiser", **own)
-        self.loss = Gauge("lrurec_train_loss", "Mean loss of the last epoch, in nats", **own)
+        self.loss = Gauge("lrurec_train_loss", "Loss of the latest step, in nats", **own)
         self.events = Gauge("lrurec_train_events", "Events of the last training", **own)
         self.recall = _by_label(
             Gauge(
@@ -345,7 +350,9 @@ class TrainerMetrics:
             ("model", "popularity"),
         )
         self.last_release_timestamp = Gauge(
-            "lrurec_train_last_release_timestamp_seconds", "When the last release was made", **own
+            "lrurec_train_last_release_timestamp_seconds",
+            "When the last release was made that the gate let pass; 0: none yet",
+            **own,
         )
 
 

@@ -203,6 +203,11 @@ def topic_id(kafka: KafkaSettings, name: str) -> str:
     return str(topic.get("topic_id", NO_ID))
 
 
+def may_be_same(topic_id: str, other_id: str) -> bool:
+    """Tell whether two ids can be of one topic; one that is not known can be any."""
+    return topic_id == other_id or NO_ID in (topic_id, other_id)
+
+
 def check_topics(settings: Settings) -> list[Difference]:
     """Compare every topic with what it should be, the gravest differences first.
 

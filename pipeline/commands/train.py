@@ -51,13 +51,15 @@ def run(command: Command) -> int:
 
 
 def _train(command: Command, processes: "Processes") -> "TrainingReport":
+    from pipeline.training.folder import TrainingFolder
     from pipeline.training.job import train_release
     from pipeline.training.view import training_bar
 
+    settings = command.settings
     try:
         with training_bar() as progress:
             return train_release(
-                command.settings,
+                settings,
                 progress,
                 announcing=not command.no_announce,
                 force=command.force,
@@ -65,7 +67,10 @@ def _train(command: Command, processes: "Processes") -> "TrainingReport":
                 processes=processes,
             )
     except (KeyboardInterrupt, SystemExit):
-        print("lrurec train: interrupted; go on with: lrurec train --resume", file=sys.stderr)
+        # Without a plan there is nothing to go on with: not yet begun, or done but for the end.
+        plan = TrainingFolder(settings.trainer.releases_dir).read_plan(settings.topics.interactions)
+        go_on = "; go on with: lrurec train --resume" if plan is not None else ""
+        print(f"lrurec train: interrupted{go_on}", file=sys.stderr)
         raise
 
 

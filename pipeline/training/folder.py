@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,8 @@ import msgspec
 from models.errors import ModelError
 from models.manifest import Manifest
 from models.release import read_manifest
+from models.training_checkpoint import CheckpointUnwritable
+from pipeline.cluster.topics import NO_ID, may_be_same
 from pipeline.errors import SettingsInvalid, TrainingLocked
 
 _log = logging.getLogger(__name__)
@@ -26,10 +28,12 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         topic: Name of the interactions topic.
+        topic_id: What tells it from another of its name: made anew, or of another cluster.
         ranges: Per partition the first offset and the one to stop before.
     """
 
     topic: str
+    topic_id: str = NO_ID
     ranges: dict[int, tuple[int, int]]
 
 
@@ -67,34 +71,53 @@ class TrainingFolder:
                 owner = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
                 msg = f"{self._path.parent}: another training runs there (process {owner})"
                 raise TrainingLocked(msg) from exc
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, b"%d\n" % os.getpid())
+            with suppress(OSError):  # on a full disk the lock holds, but does not say whose it is
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, b"%d\n" % os.getpid())
             yield
         finally:
             os.close(descriptor)
 
-    def read_plan(self, topic: str) -> TrainingPlan | None:
+    def read_plan(self, topic: str, topic_id: str = NO_ID) -> TrainingPlan | None:
         """Return what an interrupted training on this topic left; None where there is nothing."""
         try:
             plan = msgspec.json.decode(self._plan.read_bytes(), type=TrainingPlan)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as exc:
+        except (OSError, ValueError) as exc:  # the latter also of a text that is no UTF-8
             _log.warning("%s is not as it was written: %s", self._plan, exc)
             return None
-        return plan if plan.topic == topic else None
+        return plan if plan.topic == topic and may_be_same(plan.topic_id, topic_id) else None
 
     def begin(self, plan: TrainingPlan) -> None:
-        """Drop what an interrupted training left and note what the next one reads."""
+        """Drop what an interrupted training left and note what the next one reads.
+
+        Raises:
+            CheckpointUnwritable: The operating system refuses.
+        """
         self.clear()
         temporary = self._plan.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(plan))
-        temporary.replace(self._plan)
+        with self._changing():
+            temporary.write_bytes(msgspec.json.encode(plan))
+            temporary.replace(self._plan)
 
     def clear(self) -> None:
-        """Forget the training: it is done, or not wanted any more."""
-        self.checkpoint.unlink(missing_ok=True)
-        self._plan.unlink(missing_ok=True)
+        """Forget the training: it is done, or not wanted any more.
+
+        Raises:
+            CheckpointUnwritable: The operating system refuses.
+        """
+        with self._changing():
+            self.checkpoint.unlink(missing_ok=True)
+            self._plan.unlink(missing_ok=True)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            msg = f"{self._path}: what a training reads cannot be noted: {exc}"
+            raise CheckpointUnwritable(msg) from exc
 
 
 def release_versions(releases_dir: Path) -> list[int]:

@@ -28,6 +28,7 @@ from models.release import Release, write_release
 from models.training import train
 from models.training_checkpoint import ResumeMismatch
 from models.training_result import TrainingProgress, TrainResult
+from pipeline.cluster.topics import topic_id
 from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, release_versions
@@ -160,7 +161,7 @@ def train_release(
             max_drop=settings.trainer.max_recall_drop,
         )
         announced = announcing and (force or refused is None)
-        data = _describe_data(settings, read, split)
+        data = _describe_data(settings, plan, read, split)
         serving_version = None if serving is None else serving.version
         versions = [one.version for one in announcements]
         versions += release_versions(settings.trainer.releases_dir)
@@ -185,7 +186,7 @@ def train_release(
         )
         folder.clear()
         if announced:
-            ask_broker(lambda: announce(settings, release))
+            _announce(settings, release, ask_broker)
         return TrainingReport(
             release=release,
             refused=refused,
@@ -223,13 +224,14 @@ def _plan(
     ask_broker: AskBroker,
 ) -> TrainingPlan:
     """Return which offsets to read: those of an interrupted training, or all that count now."""
-    topic = settings.topics.interactions
-    plan = folder.read_plan(topic) if resume else None
+    topic, kafka = settings.topics.interactions, settings.kafka
+    found_id = ask_broker(lambda: topic_id(kafka, topic))
+    plan = folder.read_plan(topic, found_id) if resume else None
     if plan is not None:
         _log.info("going on with the training that was interrupted")
         return plan
     ranges = ask_broker(lambda: plan_ranges(settings, now_s))
-    plan = TrainingPlan(topic=topic, ranges=ranges)
+    plan = TrainingPlan(topic=topic, topic_id=found_id, ranges=ranges)
     folder.begin(plan)
     return plan
 
@@ -241,8 +243,7 @@ def _require_enough(read: TopicSequences, split: LastItemSplit, topic: str) -> N
         NotEnoughEvents: There are not two items, or no user has an item to hold out.
     """
     if read.vocabulary.n_items < 2:
-        only = read.vocabulary.item_ids[0]
-        msg = f"{topic}: expected at least 2 different items, got one ({only!r})"
+        msg = f"{topic}: expected at least 2 different items, got one"
         raise NotEnoughEvents(msg)
     if not split.validation.histories:
         longest = max(map(len, read.sequences))
@@ -308,11 +309,24 @@ def _compare(
     return metrics
 
 
+def _announce(settings: Settings, release: Release, ask_broker: AskBroker) -> None:
+    try:
+        ask_broker(lambda: announce(settings, release))
+    except BaseException:  # Kafka is away, or someone ends it: the training is not lost
+        _log.warning(
+            "release %d is whole, but not announced; to announce it: lrurec announce %s",
+            release.version,
+            release.path,
+        )
+        raise
+
+
 def _describe_data(
-    settings: Settings, read: TopicSequences, split: LastItemSplit
+    settings: Settings, plan: TrainingPlan, read: TopicSequences, split: LastItemSplit
 ) -> dict[str, Any]:
     return {
-        "topic": settings.topics.interactions,
+        "topic": plan.topic,
+        "topic_id": plan.topic_id,
         "ranges": {str(partition): list(ends) for partition, ends in read.ranges.items()},
         "events": read.counts.applied,
         "events_rare": read.counts.rare,

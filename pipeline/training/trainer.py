@@ -9,15 +9,18 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
-from models.errors import ModelError
+from models.errors import ModelError, ReleaseError
+from models.manifest import Manifest
 from models.release import read_release
 from models.training_checkpoint import ResumeMismatch
 from models.training_result import SELECTION_METRIC, TrainingProgress
 from pipeline.cluster.clients import end_offsets
+from pipeline.cluster.topics import NO_ID, may_be_same, topic_id
 from pipeline.errors import BrokerUnavailable, NotEnoughEvents, TrainingLocked
 from pipeline.metrics import TrainerMetrics
 from pipeline.settings import Settings, TrainerSettings
@@ -124,8 +127,6 @@ class Trainer:
         self._settings = settings
         self._metrics = metrics
         self._stop = stop
-        self._losses: list[float] = []
-        self._epoch = 0
 
     def run(self) -> None:
         """Train until a stop ends it, which leaves as TrainerStopped.
@@ -136,7 +137,11 @@ class Trainer:
         """
         settings, trainer = self._settings, self._settings.trainer
         folder = TrainingFolder(trainer.releases_dir)
+        # A folder that cannot be written is to be known now; one that is in use is fine.
+        with suppress(TrainingLocked), folder.locked():
+            pass
         self._announce_left_over()
+        self._note_newest()
         resume = folder.read_plan(settings.topics.interactions) is not None
         nothing = LastTraining(started_s=0.0, ends={}, enough_events=1)
         last = self._last_release() or nothing
@@ -176,28 +181,55 @@ class Trainer:
     def _announce_left_over(self) -> None:
         """Announce the newest release where a trainer ended between writing and announcing it."""
         settings = self._settings
-        manifest = next(manifests(settings.trainer.releases_dir), None)
+        manifest = next(self._own_manifests(), None)
         if manifest is None or not manifest.training.get("to_announce"):
             return
         announced = self.ask_broker(
             lambda: [one.version for _, one in read_announcements(settings)]
         )
-        if manifest.version > max(announced, default=0):
+        if manifest.version <= max(announced, default=0):
+            return
+        try:
             release = read_release(settings.trainer.releases_dir / str(manifest.version))
-            self.ask_broker(lambda: announce(settings, release))
-            _log.info("release %d is announced, which an earlier run had left", release.version)
+        except ReleaseError as error:
+            _log.warning("%s; it was not announced, and will not be", error)
+            return
+        self.ask_broker(lambda: announce(settings, release))
+        _log.info("release %d is announced, which an earlier run had left", release.version)
+
+    def _note_newest(self) -> None:
+        """Tell of the newest release from an earlier run, so that its age is known from now on."""
+        for manifest in self._own_manifests():
+            if manifest.training.get("to_announce"):
+                created = datetime.fromisoformat(manifest.created)
+                self._metrics.last_release_timestamp.set(created.timestamp())
+                return
+
+    def _own_manifests(self) -> Iterator[Manifest]:
+        """Yield those of releases made from this topic, newest first.
+
+        The folder may hold others: a trainer can be pointed at another topic, or cluster.
+        """
+        topic, kafka = self._settings.topics.interactions, self._settings.kafka
+        found_id: str | None = None
+        for manifest in manifests(self._settings.trainer.releases_dir):
+            data = manifest.training.get("data", {})
+            if data.get("topic") != topic:
+                continue
+            if found_id is None:
+                found_id = self.ask_broker(lambda: topic_id(kafka, topic))
+            if may_be_same(data.get("topic_id", NO_ID), found_id):
+                yield manifest
 
     def _last_release(self) -> LastTraining | None:
         """Return the training of the newest release; None without one made from this topic."""
-        topic = self._settings.topics.interactions
-        for manifest in manifests(self._settings.trainer.releases_dir):
-            data = manifest.training.get("data", {})
-            if data.get("topic") == topic:
-                return LastTraining(
-                    started_s=manifest.training["started_s"],
-                    ends={int(partition): end for partition, (_, end) in data["ranges"].items()},
-                    enough_events=self._settings.trainer.min_new_events,
-                )
+        for manifest in self._own_manifests():
+            ranges = manifest.training["data"]["ranges"]
+            return LastTraining(
+                started_s=manifest.training["started_s"],
+                ends={int(partition): end for partition, (_, end) in ranges.items()},
+                enough_events=self._settings.trainer.min_new_events,
+            )
         return None
 
     def _train(self, ends: Mapping[int, int], *, resume: bool) -> LastTraining:
@@ -236,27 +268,21 @@ class Trainer:
 
     def _note_progress(self, progress: ReadProgress | TrainingProgress) -> None:
         self._stop.check()
-        if isinstance(progress, ReadProgress):
-            self._losses, self._epoch = [], 0
-            return
-        self._metrics.steps.inc()
-        if progress.epoch != self._epoch:
-            self._losses, self._epoch = [], progress.epoch
-        self._losses.append(progress.loss)
-        if progress.step == progress.steps:
-            self._metrics.loss.set(sum(self._losses) / len(self._losses))
+        if isinstance(progress, TrainingProgress):
+            self._metrics.steps.inc()
+            self._metrics.loss.set(progress.loss)
 
     def _note(self, report: TrainingReport) -> None:
         metrics, release = self._metrics, report.release
         metrics.seconds.observe(report.seconds)
         metrics.events.set(report.data["events"])
-        metrics.last_release_timestamp.set_to_current_time()
         for method in metrics.recall.keys() & report.metrics.keys():
             metrics.recall[method].set(report.metrics[method][SELECTION_METRIC])
         recalls = (f"{name} {one[SELECTION_METRIC]:.4f}" for name, one in report.metrics.items())
         if report.refused:
             _log.warning("release %d is refused: %s", release.version, report.refused)
         else:
+            metrics.last_release_timestamp.set_to_current_time()
             _log.info("release %d is announced", release.version)
         _log.info(
             "release %d: Recall@10 %s; %d events, %d users, %d items; %.1f s",

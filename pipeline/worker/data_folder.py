@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.cluster.topics import NO_ID, topic_id
+from pipeline.cluster.topics import may_be_same, topic_id
 from pipeline.errors import TopicMismatch
 from pipeline.settings import Settings
 
@@ -41,8 +41,8 @@ def claim_data_folder(settings: Settings) -> None:
     except (OSError, ValueError) as error:
         msg = f"{path}: expected what the folder belongs to, got {error}; remove the folder"
         raise TopicMismatch(msg) from error
-    is_another = found.topic_id != owner.topic_id and NO_ID not in (found.topic_id, owner.topic_id)
-    if is_another or found.app_id != owner.app_id:
+    is_same_topic = may_be_same(found.topic_id, owner.topic_id)
+    if not is_same_topic or found.app_id != owner.app_id:
         msg = (
             f"{folder}: its states are of {_name(found)}, not of {_name(owner)}: give "
             f"--worker.data-dir another folder; where the topic was made anew, begin anew with "

@@ -56,6 +56,8 @@ class Swapper:
                 )
                 self.holder.take_next()
                 break
+            if offset == announced[-1][0]:
+                self._metrics.rejected_version.set(announcement.version)
         else:
             logger.warning(
                 "no release was announced that can be served: recommendations are what is popular "
@@ -67,7 +69,8 @@ class Swapper:
         """Take one record of the models topic: load what it announces, to be served next."""
         announcement = decode_announcement(value)
         if announcement is not None:
-            self._load(announcement)
+            is_loaded = self._load(announcement)
+            self._metrics.rejected_version.set(0 if is_loaded else announcement.version)
 
     def _load(self, announcement: Announcement) -> bool:
         started_s = time.monotonic()

@@ -94,6 +94,7 @@ def test_what_is_no_release_leaves_the_last_good_one_serving(settings: Settings)
         assert "expected SHA-256" in worker.log()
         at_start = worker.metric(rejected)
         assert at_start >= 3  # one damaged, two that are nowhere
+        assert worker.metric("lrurec_model_rejected_version") > 0
 
         send_garbage(settings)
         announce(settings, random_release(settings.trainer.releases_dir, ITEMS, version=3))
@@ -101,6 +102,7 @@ def test_what_is_no_release_leaves_the_last_good_one_serving(settings: Settings)
             lambda: worker.metric('lrurec_model_swaps_total{result="loaded"}') == 2, "a swap"
         )
         assert worker.metric(rejected) == at_start + 2
+        assert worker.metric("lrurec_model_rejected_version") == 0
         click_all(settings)
         wait_for_all(settings, 2)
         assert {made.model_version for made in newest(settings).values()} == {3}

@@ -16,16 +16,20 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from models.manifest import Manifest
 from pipeline.cluster import broker
+from pipeline.cluster.topics import create_topics
 from pipeline.errors import BrokerUnavailable
+from pipeline.metrics import TrainerMetrics
 from pipeline.settings import MetricsSettings, Settings, TrainerSettings, settings_flags
 from pipeline.training.folder import TrainingFolder, manifests, release_versions
 from pipeline.training.job import T, train_release
+from pipeline.training.trainer import StopRequest, Trainer, TrainerStopped
 from pipeline.worker.releases import read_announcements
-from tests.kafka import unique_settings, wait_until
-from tests.ring_world import QUICK, ring_settings, send_events, send_walks
+from tests.kafka import admin_client, unique_settings, wait_until
+from tests.ring_world import QUICK, USELESS, ring_settings, send_events, send_walks
 
 ENDLESS = dataclasses.replace(QUICK, max_epochs=100_000, patience=100_000)
 
@@ -216,25 +220,106 @@ def test_a_stop_in_the_middle_of_a_training_is_quick_and_resumed(world: Settings
     assert not folder.checkpoint.exists()
 
 
-def test_a_release_that_was_not_announced_is_announced_at_the_next_start(world: Settings) -> None:
-    """A trainer that ends between writing a release and announcing it loses nothing."""
+def leave_unannounced(settings: Settings) -> None:
+    """Train, and lose Kafka between the writing of the release and its announcement."""
 
     def break_at_the_end(action: Callable[[], T]) -> T:
-        if release_versions(world.trainer.releases_dir):
+        if release_versions(settings.trainer.releases_dir):
             raise BrokerUnavailable("gone")
         return action()
 
-    send_walks(world, users=60)
+    send_walks(settings, users=60)
     with pytest.raises(BrokerUnavailable):
-        train_release(world, ask_broker=break_at_the_end)
+        train_release(settings, ask_broker=break_at_the_end)
+
+
+@pytest.fixture
+def run_to_first_pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], CollectorRegistry]:
+    """Runs a trainer in this process until it has nothing to do; gives what it measured."""
+
+    def pause(_: Trainer, _seconds: float) -> None:
+        raise TrainerStopped(0)
+
+    def run(settings: Settings) -> CollectorRegistry:
+        registry = CollectorRegistry()
+        with pytest.raises(TrainerStopped):
+            Trainer(settings, TrainerMetrics(registry), StopRequest()).run()
+        return registry
+
+    monkeypatch.setattr(Trainer, "_wait", pause)
+    return run
+
+
+def test_a_release_that_was_not_announced_is_announced_at_the_next_start(
+    world: Settings,
+    run_to_first_pause: Callable[[Settings], CollectorRegistry],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A trainer that ends between writing a release and announcing it loses nothing."""
+    leave_unannounced(world)
     before = announced(world)
 
-    with running_trainer(world) as trainer:
-        trainer.wait(lambda: announced(world) == [1], "the announcement")
-        trainer.stop()
+    registry = run_to_first_pause(world)
 
+    (manifest,) = releases(world)
     assert before == []
+    assert f"announce it: lrurec announce {world.trainer.releases_dir / '1'}" in caplog.text
+    assert announced(world) == [1]
     assert release_versions(world.trainer.releases_dir) == [1]
+    # Its age is known to alerts from the start on.
+    made_s = registry.get_sample_value("lrurec_train_last_release_timestamp_seconds")
+    assert made_s == datetime.fromisoformat(manifest.created).timestamp()
+
+
+def test_a_release_of_another_topic_is_never_announced(
+    world: Settings, tmp_path: Path, run_to_first_pause: Callable[[Settings], CollectorRegistry]
+) -> None:
+    """Neither to another shop's workers, nor to those of a topic that was made anew."""
+    leave_unannounced(world)
+    other = eager(ring_settings(unique_settings(world.kafka.bootstrap_servers, tmp_path)))
+    assert other.trainer.releases_dir == world.trainer.releases_dir
+
+    registry = run_to_first_pause(other)
+    topic = world.topics.interactions
+    with admin_client(world.kafka.bootstrap_servers) as admin:
+        admin.delete_topics([topic])
+        wait_until(lambda: topic not in admin.list_topics(), "its end")
+    create_topics(world)
+    run_to_first_pause(world)
+
+    assert registry.get_sample_value("lrurec_train_last_release_timestamp_seconds") == 0
+    assert (announced(other), announced(world)) == ([], [])
+
+
+def test_a_damaged_release_that_was_not_announced_keeps_no_trainer_from_its_work(
+    world: Settings,
+    run_to_first_pause: Callable[[Settings], CollectorRegistry],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is passed over with a line, and the next training makes another."""
+    leave_unannounced(world)
+    (world.trainer.releases_dir / "1" / "weights.safetensors").unlink()
+    send_walks(world, users=60, seed=1)
+
+    run_to_first_pause(world)
+
+    assert "it was not announced, and will not be" in caplog.text
+    assert announced(world) == [2]
+
+
+def test_a_refused_release_is_none_to_the_alert_on_its_age(
+    world: Settings, run_to_first_pause: Callable[[Settings], CollectorRegistry]
+) -> None:
+    """A gate that refuses for weeks must not look like fresh releases."""
+    send_walks(world, users=60)
+
+    registry = run_to_first_pause(dataclasses.replace(world, training=USELESS))
+
+    assert registry.get_sample_value("lrurec_train_runs_total", {"result": "rejected"}) == 1
+    assert registry.get_sample_value("lrurec_train_last_release_timestamp_seconds") == 0
+    loss = registry.get_sample_value("lrurec_train_loss")
+    assert loss is not None
+    assert 1 < loss < 10
 
 
 def test_a_broker_that_goes_away_and_comes_back_is_survived(tmp_path: Path) -> None:

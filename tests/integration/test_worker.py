@@ -116,6 +116,7 @@ def test_a_running_worker_goes_over_to_an_announced_release(worker: WorkerProces
     wait_until(
         lambda: worker.metric('lrurec_model_swaps_total{result="rejected"}') == 1, "a refusal"
     )
+    wait_until(lambda: worker.metric("lrurec_model_rejected_version") == 3, "its version")
     produce(settings, [(user, event(f"user-{user}", ITEMS[user + 1])) for user in range(8)])
 
     wait_until(

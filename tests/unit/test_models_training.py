@@ -424,6 +424,14 @@ def test_unusable_data_is_refused(
         train(CONFIG, TRAINING, sequences, validation)
 
 
+def test_a_file_system_that_takes_nothing_at_all_is_one_clear_error(tmp_path: Path) -> None:
+    """Not even what was begun can be removed there, as on one that was made read-only."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(CheckpointUnwritable, match=r"file/checkpoint.pt: the training checkpoint"):
+        write_training_checkpoint(tmp_path / "file" / "checkpoint.pt", {}, {})
+
+
 def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     """What was resumable before still is, and the error says which file and why."""
     path = tmp_path / "checkpoint.pt"

@@ -9,7 +9,9 @@ import torch
 
 from models.evaluation import Holdout, evaluate
 from models.release import load_recommender
+from models.training_checkpoint import CheckpointUnwritable
 from models.vocabulary import Vocabulary
+from pipeline.cluster.topics import NO_ID
 from pipeline.errors import SettingsInvalid, TrainingLocked
 from pipeline.settings import TrainerSettings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, manifests, release_versions
@@ -162,12 +164,34 @@ def test_a_plan_is_found_again_until_the_training_is_done(tmp_path: Path) -> Non
     assert not checkpoint_left
 
 
-def test_a_damaged_plan_is_no_plan(tmp_path: Path) -> None:
+def test_a_plan_of_another_cluster_or_a_topic_made_anew_is_none(tmp_path: Path) -> None:
+    """The id decides where both are known: an older file has none, nor has an older broker."""
+    folder = TrainingFolder(tmp_path)
+    plan = TrainingPlan(topic="clicks", topic_id="one", ranges={0: (3, 7)})
+    with folder.locked():
+        folder.begin(plan)
+
+    assert folder.read_plan("clicks", "one") == plan
+    assert folder.read_plan("clicks", "two") is None
+    assert folder.read_plan("clicks", NO_ID) == plan
+
+
+def test_what_the_system_refuses_is_one_clear_error(tmp_path: Path) -> None:
+    """A trainer counts it and lives; the plan before stays."""
+    folder = TrainingFolder(tmp_path)
+    (tmp_path / ".training" / "checkpoint.pt").mkdir(parents=True)
+
+    with folder.locked(), pytest.raises(CheckpointUnwritable, match=r"\.training: what a training"):
+        folder.begin(PLAN)
+
+
+@pytest.mark.parametrize("content", [b'{"topic": "cli', b'{"topic": "caf\xe9"}', b""])
+def test_a_damaged_plan_is_no_plan(tmp_path: Path, content: bytes) -> None:
     """What a crash may leave of it does not keep anyone from training."""
     folder = TrainingFolder(tmp_path)
     with folder.locked():
         folder.begin(PLAN)
-    (tmp_path / ".training" / "plan.json").write_bytes(b'{"topic": "cli')
+    (tmp_path / ".training" / "plan.json").write_bytes(content)
 
     assert folder.read_plan("clicks") is None
 
