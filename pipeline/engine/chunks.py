@@ -15,6 +15,8 @@ from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
 from aiokafka.errors import CorruptRecordException
 from aiokafka.structs import TopicPartition
 
+MAX_CHUNK_BYTES = 4 * 2**20
+
 
 class Chunk:
     """Consecutive records of one partition, oldest first.
@@ -27,22 +29,28 @@ class Chunk:
         start: The position it was fetched from. The record at that offset may be missing
             (compaction).
         next_offset: The position behind it: where the next chunk of the partition has to start.
+        size_bytes: Keys and values of the records.
         received_s: Wall clock (seconds since 1970) at which the fetch brought it.
     """
 
-    __slots__ = ("next_offset", "received_s", "records", "start")
+    __slots__ = ("next_offset", "received_s", "records", "size_bytes", "start")
 
-    def __init__(self, records: Sequence[Any], start: int, next_offset: int) -> None:
+    def __init__(
+        self, records: Sequence[Any], start: int, next_offset: int, size_bytes: int = 0
+    ) -> None:
         self.records = records
         self.start = start
         self.next_offset = next_offset
+        self.size_bytes = size_bytes
         self.received_s = time.time()
 
     def __len__(self) -> int:
         return len(self.records)
 
 
-def take_chunks(result: FetchResult, max_records: int) -> list[Chunk]:
+def take_chunks(
+    result: FetchResult, max_records: int, max_bytes: int = MAX_CHUNK_BYTES
+) -> list[Chunk]:
     """Turn what one fetch brought for one partition into chunks; the position moves behind it.
 
     Control records and the records of aborted transactions (under read_committed) are left out; the
@@ -51,6 +59,7 @@ def take_chunks(result: FetchResult, max_records: int) -> list[Chunk]:
     Args:
         result: aiokafka's fetched data of one partition; empty afterwards.
         max_records: The most records in one chunk.
+        max_bytes: The most bytes of keys and values in one chunk of several records.
 
     Returns:
         The chunks in order, together all offsets that the position moved over; none where it was
@@ -82,7 +91,7 @@ def take_chunks(result: FetchResult, max_records: int) -> list[Chunk]:
     partition.next_fetch_offset = next_offset
     result._update_position()
     result._partition_records = None
-    return _cut(records, start, next_offset, max_records)
+    return _cut(records, start, next_offset, max_records, max_bytes)
 
 
 def _is_aborted(partition: Any, batch: Any) -> bool:
@@ -97,16 +106,22 @@ def _is_aborted(partition: Any, batch: Any) -> bool:
     return bool(batch.is_transactional and batch.producer_id in partition._aborted_producers)
 
 
-def _cut(records: list[Any], start: int, next_offset: int, max_records: int) -> list[Chunk]:
+def _cut(
+    records: list[Any], start: int, next_offset: int, max_records: int, max_bytes: int
+) -> list[Chunk]:
     chunks: list[Chunk] = []
-    for first in range(0, len(records), max_records):
-        part = records[first : first + max_records]
-        chunks.append(Chunk(part, start, part[-1].offset + 1))
-        start = chunks[-1].next_offset
-    if chunks:
-        chunks[-1].next_offset = next_offset
-    elif start < next_offset:
-        chunks.append(Chunk((), start, next_offset))
+    part: list[Any] = []
+    part_bytes = 0
+    for record in records:
+        size_bytes = len(record.key or b"") + len(record.value or b"")
+        if part and (len(part) == max_records or part_bytes + size_bytes > max_bytes):
+            chunks.append(Chunk(part, start, part[-1].offset + 1, part_bytes))
+            start = chunks[-1].next_offset
+            part, part_bytes = [], 0
+        part.append(record)
+        part_bytes += size_bytes
+    if part or start < next_offset:
+        chunks.append(Chunk(part, start, next_offset, part_bytes))
     return chunks
 
 

@@ -155,7 +155,7 @@ FAULTS = {
         what="aiokafka's fetcher (consumer/fetcher.py:891) answers a position outside of the log "
         "by beginning anew at the log's start.",
         known_in=AIOKAFKA,
-        answer="transport.ConsumerThread.require_readable, at every assignment and wherever chunks "
+        answer="positions.require_readable, at every assignment and wherever chunks "
         "do not follow each other.",
         shown_by=(_CLIENT_TESTS + "stock_begins_anew_at_the_start_of_a_log_that_lost_its_place",),
         absent_by=(

@@ -17,6 +17,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     InvalidProducerEpoch,
+    InvalidProducerIdMapping,
     KafkaError,
     MessageSizeTooLargeError,
     ProducerFenced,
@@ -127,6 +128,11 @@ class OwnedPartition:
 def _remedy(error: KafkaError) -> str:
     if isinstance(error, ProducerFenced | InvalidProducerEpoch):
         return "see which other worker owns the partition"
+    if isinstance(error, InvalidProducerIdMapping):
+        return (
+            "it had no events for so long that the broker forgot its transactional id "
+            "(transactional.id.expiration.ms, a week)"
+        )
     if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
         return "raise max.message.bytes of the topics that the worker writes (lrurec topics check)"
     return "see to the broker"

@@ -8,6 +8,7 @@ it gets the partition.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Collection
@@ -303,13 +304,11 @@ class Restore(Service):
         """
         stream = self.app.stream_service
         loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(
-            stream.disk,
-            lambda: [(key, row) for key, row in stream.store.scan(part.number) if key not in seen],
-        )
+        missing = (pair for pair in stream.store.scan(part.number) if pair[0] not in seen)
         published = 0
-        for first in range(0, len(rows), REPUBLISH_ROWS):
-            some = rows[first : first + REPUBLISH_ROWS]
+        while some := await loop.run_in_executor(
+            stream.disk, lambda: list(itertools.islice(missing, REPUBLISH_ROWS))
+        ):
             intact = stream.processor.newer([row for _, row in some], [b""] * len(some))
             some = [pair for pair, is_intact in zip(some, intact, strict=True) if is_intact]
             if not some:

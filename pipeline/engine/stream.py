@@ -31,6 +31,8 @@ from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
 GATHER_TURNS = 4
+MAX_BATCH_BYTES_IN = 16 * 2**20  # records of a micro-batch
+MAX_WAITING_BYTES = 64 * 2**20  # records that wait for one
 
 
 class StreamService(Service):
@@ -77,13 +79,14 @@ class StreamService(Service):
         self._computing: asyncio.Queue[
             tuple[list[Any], dict[int, OwnedPartition], asyncio.Future[list[PartitionResult]]]
         ] = asyncio.Queue(1)
-        self._waiting_records = 0
+        self._waiting_records = self._waiting_bytes = 0
         self._room, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._in_flight = 0
         self._accepting = False
         self._position: dict[tuple[int, Any], int] = {}
         self._producer: AIOKafkaProducer | None = None
+        self._giving_up: asyncio.Future[None] | None = None
         self.pulse = Pulse(options, self.has_work)
         super().__init__(**kwargs)
 
@@ -129,28 +132,48 @@ class StreamService(Service):
                 expected,
             )
         self._position[place] = chunk.next_offset
-        while self._waiting_records > 4 * self.options.batch_events and epoch == consumer.epoch:
+        while self._is_full() and epoch == consumer.epoch:
             self._room.clear()
             await self._room.wait()
         if epoch == consumer.epoch and self._accepting:
             self._waiting_records += len(chunk)
+            self._waiting_bytes += chunk.size_bytes
             self._inbox.put_nowait(event)
+
+    def _is_full(self) -> bool:
+        return (
+            self._waiting_records > 4 * self.options.batch_events
+            or self._waiting_bytes > MAX_WAITING_BYTES
+        )
+
+    def _take(self, event: Any) -> Chunk:
+        """Return what was taken from the inbox, which has more room now."""
+        chunk: Chunk = event.message.chunk
+        self._waiting_records -= len(chunk)
+        self._waiting_bytes -= chunk.size_bytes
+        self._room.set()
+        return chunk
 
     async def _gather(self) -> list[Any]:
         events = [await self._inbox.get()]
-        size, idle_turns = len(events[0].message.chunk), 0
+        self._in_flight += 1
+        self._idle.clear()
+        chunk = self._take(events[0])
+        records, size_bytes, idle_turns = len(chunk), chunk.size_bytes, 0
         # The chunks of one fetch come one by one, a turn or two of the loop apart.
-        while size < self.options.batch_events and idle_turns < GATHER_TURNS:
+        while (
+            records < self.options.batch_events
+            and size_bytes < MAX_BATCH_BYTES_IN
+            and idle_turns < GATHER_TURNS
+        ):
             if self._inbox.empty():
                 idle_turns += 1
                 await asyncio.sleep(0)
             else:
                 events.append(self._inbox.get_nowait())
-                size, idle_turns = size + len(events[-1].message.chunk), 0
-        self._in_flight += 1
-        self._idle.clear()
-        self._waiting_records -= size
-        self._room.set()
+                chunk = self._take(events[-1])
+                records, size_bytes = records + len(chunk), size_bytes + chunk.size_bytes
+                idle_turns = 0
         return events
 
     # --- micro-batches
@@ -272,7 +295,7 @@ class StreamService(Service):
         would seem to be applied already, and would be dropped without a word.
         """
         consumer, tp = self.app.consumer, TP(self.options.source, number)
-        end = consumer.highwater(tp) if tp in consumer.assignment() else None
+        end = consumer.last_known_end(tp)
         if end is not None and newest_offset >= end:  # as of the last fetch; ask again
             await consumer.require_readable(tp, newest_offset + 1)
 
@@ -283,10 +306,9 @@ class StreamService(Service):
     def lags(self) -> dict[int, int]:
         """Return, per owned partition, how many source offsets lie behind what was answered."""
         consumer, lags = self.app.consumer, {}
-        assignment = consumer.assignment()
         for number, part in self.partitions.items():
             tp = TP(self.options.source, number)
-            end = consumer.highwater(tp) if tp in assignment else None
+            end = consumer.last_known_end(tp)
             position = part.next_offset
             if position is None:
                 position = consumer.restarted_at.get(tp)
@@ -306,16 +328,29 @@ class StreamService(Service):
         self.partitions[part.number] = part
 
     async def keep_only(self, partitions: set[int]) -> None:
-        """Give up every other partition: its rows are forgotten, its store is closed."""
-        loop = asyncio.get_running_loop()
-        for number in [number for number in self.partitions if number not in partitions]:
-            part = self.partitions.pop(number)
+        """Give up every other partition: its rows are forgotten, its store is closed.
+
+        Cancelled, it goes on all the same, and the next call waits for it: rows that stayed would
+        be taken for the newest when the partition comes back.
+        """
+        leaving = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
+        for part in leaving:  # all of them before anything is waited for
             part.lost = True
             part.calm.set()
             if part.task is not None:
                 part.task.cancel()
-            await loop.run_in_executor(self.compute, self.processor.forget, number)
-            await loop.run_in_executor(self.disk, self.store.close, number)
+        self._giving_up = asyncio.ensure_future(self._give_up(leaving, self._giving_up))
+        await asyncio.shield(self._giving_up)
+
+    async def _give_up(
+        self, leaving: Iterable[OwnedPartition], earlier: asyncio.Future[None] | None
+    ) -> None:
+        if earlier is not None:
+            await earlier
+        loop = asyncio.get_running_loop()
+        for part in leaving:
+            await loop.run_in_executor(self.compute, self.processor.forget, part.number)
+            await loop.run_in_executor(self.disk, self.store.close, part.number)
             self.add_future(stop_quietly(part.producer))
 
     def open(self) -> None:
@@ -327,7 +362,7 @@ class StreamService(Service):
         """Drop what is not begun, finish what is, checkpoint; abandon what takes too long."""
         self._accepting = False
         while not self._inbox.empty():
-            self._waiting_records -= len(self._inbox.get_nowait().message.chunk)
+            self._take(self._inbox.get_nowait())
         self._room.set()
         try:
             async with asyncio.timeout(self.options.drain_timeout_s):
@@ -348,6 +383,8 @@ class StreamService(Service):
     async def on_stop(self) -> None:
         """Stop checkpoints and producers; the store is closed by whoever opened it."""
         self.pulse.stop()
+        if self._giving_up is not None:
+            self._giving_up.cancel()
         producers = [part.producer for part in self.partitions.values()]
         for part in self.partitions.values():
             part.lost = True

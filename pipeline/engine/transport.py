@@ -7,7 +7,7 @@ loses events there, is listed in `compat.FAULTS`; each override names the entry 
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import uvloop
@@ -22,7 +22,8 @@ from faust.types.tuples import ConsumerMessage
 from pipeline.cluster.header_names import tolerate_bad_names
 from pipeline.cluster.lost_connections import tolerate_lost_connections
 from pipeline.engine.chunks import Chunk, fetch_chunks
-from pipeline.engine.stop import ExitCode, end_by, end_process
+from pipeline.engine.positions import find_positions, require_readable
+from pipeline.engine.stop import end_by
 
 SCHEME = "lrurec"
 
@@ -116,67 +117,22 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return True
 
     async def seek_sources(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Seek partitions to their committed offsets, or to the beginning where none is committed.
+        """Seek partitions to where reading begins; it is committed there from then on.
 
-        One request for all (aiokafka's own `seek_to_committed` sends one per partition).
+        Returns:
+            The position of each.
         """
-        consumer = self._ensure_consumer()
+        consumer, changelog = self._ensure_consumer(), self.app.engine_options.changelog
         wanted = [driver.ensure_aiokafka_TP(tp) for tp in tps]
         if not wanted:
             return {}
-        committed = await consumer._coordinator.fetch_committed_offsets(wanted)
-        positions = {tp: committed[tp].offset for tp in wanted if tp in committed}
-        beginnings = await self.require_readable(positions, wanted)
-        offsets = {}
-        for tp in wanted:
-            offset = positions.get(tp, -1)
-            offsets[tp] = offset if offset >= 0 else beginnings[tp]
-            consumer.seek(tp, offsets[tp])
-        return {ensure_TP(tp): offset for tp, offset in offsets.items()}
-
-    async def require_readable(
-        self, positions: Mapping[Any, int], tps: Sequence[Any]
-    ) -> dict[Any, int]:
-        """End the process where a position is not in its partition's log any more.
-
-        aiokafka would begin anew at the log's start, and nobody would know what was left out.
-
-        Args:
-            positions: Next offset to read, of some of the partitions; negative: none.
-            tps: aiokafka's partitions.
-
-        Returns:
-            Each partition's first offset.
-        """
-        consumer = self._ensure_consumer()
-        beginnings: dict[Any, int] = await consumer.beginning_offsets(tps)
-        ends = await consumer.end_offsets(tps)
-        for tp, position in positions.items():
-            if 0 <= position < beginnings[tp]:
-                end_process(
-                    ExitCode.HOLE,
-                    "%s partition %d: offset %d is the next to read, but the topic now starts at "
-                    "%d: the records between were deleted before they were read. Restore them, or "
-                    "accept the loss with kafka-consumer-groups --reset-offsets --to-earliest, "
-                    "then start again.",
-                    tp.topic,
-                    tp.partition,
-                    position,
-                    beginnings[tp],
-                )
-            if position > ends[tp]:
-                end_process(
-                    ExitCode.HOLE,
-                    "%s partition %d: offset %d is the next to read, but the topic ends at %d: it "
-                    "was made anew or cut, and the states reflect records that are gone. Restore "
-                    "the topic, or begin anew with another --worker.app-id and "
-                    "--worker.data-dir.",
-                    tp.topic,
-                    tp.partition,
-                    position,
-                    ends[tp],
-                )
-        return beginnings
+        committed, new = await find_positions(consumer, wanted, changelog)
+        if new:  # before anything is read: see `find_positions`
+            await self._commit({ensure_TP(tp): offset for tp, offset in new.items()})
+        positions = {**committed, **new}
+        for tp, offset in positions.items():
+            consumer.seek(tp, offset)
+        return {ensure_TP(tp): offset for tp, offset in positions.items()}
 
 
 class Consumer(driver.Consumer):
@@ -249,6 +205,8 @@ class Consumer(driver.Consumer):
                 # Where it is not there any more, aiokafka would jump to the log's start again and
                 # again.
                 await self.require_readable(tp, expected)
+                if epoch != self.epoch:  # rebalanced meanwhile: it may be another's, or elsewhere
+                    return
                 await driver.Consumer.seek(self, tp, expected)
                 continue
             self._expected[tp] = chunk.next_offset
@@ -257,11 +215,23 @@ class Consumer(driver.Consumer):
             self._inflight[tp].append(message)
             yield tp, message
 
+    def last_known_end(self, tp: TP) -> int | None:
+        """Return where the partition ended as of the last fetch; None where nobody knows.
+
+        aiokafka is asked from another thread than its own, in which the assignment may change
+        between any two lines.
+        """
+        try:
+            end: int | None = self.highwater(tp) if tp in self.assignment() else None
+        except (AssertionError, AttributeError):
+            return None
+        return end
+
     async def require_readable(self, tp: TP, position: int) -> None:
         """End the process where the partition's log does not reach from or up to a position."""
         partition = driver.ensure_aiokafka_TP(tp)
         await self._thread.call_thread(
-            self._thread.require_readable, {partition: position}, [partition]
+            require_readable, self._thread._ensure_consumer(), {partition: position}, [partition]
         )
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:

@@ -27,6 +27,7 @@ from pipeline.worker.releases import announce
 from tests.bad_records import click, free_port, history_lengths, last_words, run_worker
 from tests.kafka import (
     admin_client,
+    committed_lag,
     create_topic,
     remove_traces,
     send,
@@ -243,6 +244,35 @@ def test_a_source_made_anew_ends_the_worker(worker: WorkerProcess) -> None:
     with running_worker(settings) as again:
         assert again.wait() == ExitCode.HOLE
     assert "but the topic ends at 2: it was made anew or cut" in last_words(again)
+
+
+def test_a_group_that_kafka_forgot_hides_no_hole(settings: Settings) -> None:
+    """A week after the last worker left nobody knows how far it had read; a new app does begin."""
+    own = dataclasses.replace(
+        settings,
+        worker=dataclasses.replace(
+            settings.worker,
+            app_id=settings.worker.app_id + "-forgotten",
+            data_dir=settings.worker.data_dir.parent / "forgotten" / "worker",
+        ),
+    )
+    address, topic = own.kafka.bootstrap_servers, own.topics.interactions
+    create_topics(own)
+    send(address, topic, clicks("late", 1))
+    with admin_client(address) as admin:
+        admin.delete_records({TopicPartition(topic, TRANSACTIONS): 1})
+    with running_worker(own) as worker:
+        wait_until(lambda: history_lengths(own).get("late") == 1, "an answer")
+        wait_until(lambda: committed_lag(own) == 0, "all acknowledged")
+        assert worker.stop() == 0
+    with admin_client(address) as admin:
+        admin.delete_groups([own.worker.app_id])  # as its end by age does
+
+    worker.log_file.unlink()
+    with running_worker(own) as again:
+        assert again.wait() == ExitCode.HOLE
+    said = f"{topic} partition {TRANSACTIONS}: it was read before, but Kafka has forgotten how far"
+    assert said in last_words(again)
 
 
 def test_acknowledged_offsets_beyond_the_log_end_the_worker(settings: Settings) -> None:

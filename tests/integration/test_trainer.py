@@ -312,11 +312,16 @@ def test_a_refused_release_is_none_to_the_alert_on_its_age(
 ) -> None:
     """A gate that refuses for weeks must not look like fresh releases."""
     send_walks(world, users=60)
+    train_release(world)
+    send_walks(world, users=60, seed=1)
 
     registry = run_to_first_pause(dataclasses.replace(world, training=USELESS))
 
+    first, second = releases(world)
+    made_s = registry.get_sample_value("lrurec_train_last_release_timestamp_seconds")
+    assert second.training["refused"]
     assert registry.get_sample_value("lrurec_train_runs_total", {"result": "rejected"}) == 1
-    assert registry.get_sample_value("lrurec_train_last_release_timestamp_seconds") == 0
+    assert made_s == datetime.fromisoformat(first.created).timestamp()
     loss = registry.get_sample_value("lrurec_train_loss")
     assert loss is not None
     assert 1 < loss < 10

@@ -128,10 +128,10 @@ def test_chunks_cover_every_offset_once(
             offset += len(batch.kept)
             first_end = first_end or offset
     start = min(100 + skipped, first_end - 1)  # a fetch may begin within the first batch
-    limit = data.draw(st.integers(1, 7))
+    limit, limit_bytes = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 21))
 
     result, state = fetched(content, start, aborted)
-    chunks = take_chunks(result, limit)
+    chunks = take_chunks(result, limit, limit_bytes)
 
     assert [(chunk.start, chunk.next_offset) for chunk in chunks] == steps(start, offset, chunks)
     assert state.position == offset
@@ -140,6 +140,8 @@ def test_chunks_cover_every_offset_once(
     assert all(record.value == b"%d" % record.offset for record in found)
     for chunk in chunks:
         assert len(chunk) <= limit
+        assert chunk.size_bytes == sum(len(record.value) for record in chunk.records)
+        assert chunk.size_bytes <= limit_bytes or len(chunk) == 1
         assert all(chunk.start <= r.offset < chunk.next_offset for r in chunk.records)
 
 

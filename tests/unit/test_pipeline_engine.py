@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
+from faust.types import TP
 
+from pipeline.engine.chunks import Chunk
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.partitions import (
     MAX_BATCH_BYTES,
@@ -20,7 +23,7 @@ from pipeline.engine.partitions import (
     OwnedPartition,
 )
 from pipeline.engine.processor import PartitionResult
-from pipeline.engine.stream import StreamService
+from pipeline.engine.stream import MAX_WAITING_BYTES, StreamService
 from pipeline.worker.app import allow_open_files
 from state.memory import MemoryStore
 
@@ -128,6 +131,86 @@ def test_a_batch_of_a_partition_that_was_lost_and_gained_again_is_not_sent() -> 
         return now
 
     assert asyncio.run(emit()).events == []
+
+
+def test_records_that_wait_are_bounded_by_their_bytes() -> None:
+    """A few huge records fill the memory long before thousands of them wait."""
+
+    async def offer_until_full() -> tuple[int, int, bool]:
+        consumer = SimpleNamespace(epoch=1, restarted_at={TP("in", 0): 0})
+        stream = StreamService(
+            SimpleNamespace(consumer=consumer),
+            OPTIONS,
+            None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+        )
+        stream.open()
+        offered = [
+            asyncio.ensure_future(
+                stream.offer(
+                    SimpleNamespace(
+                        message=SimpleNamespace(
+                            chunk=Chunk([None], n, n + 1, MAX_WAITING_BYTES // 4),
+                            tp=TP("in", 0),
+                            epoch=1,
+                        )
+                    )
+                )
+            )
+            for n in range(9)
+        ]
+        await asyncio.sleep(0.01)
+        taken = sum(offer.done() for offer in offered)
+        batch = await stream._gather()
+        await asyncio.sleep(0.01)
+        goes_on = sum(offer.done() for offer in offered) > taken
+        stream._finish_batch()
+        await stream.drain()
+        stream.compute.shutdown()
+        stream.disk.shutdown()
+        await asyncio.gather(*offered)
+        return taken, len(batch), goes_on
+
+    assert asyncio.run(offer_until_full()) == (5, 1, True)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_leaves_is_forgotten_though_the_next_rebalance_comes_first(interrupted: bool) -> None:
+    """Rows that stayed would be taken for the newest ones when the partition comes back."""
+    forgotten: list[int] = []
+    store = MemoryStore()
+
+    async def give_up_both() -> tuple[bool, bool]:
+        processor = SimpleNamespace(forget=forgotten.append)
+        stream = StreamService(SimpleNamespace(), OPTIONS, processor, store)  # type: ignore[arg-type]
+        at_work = threading.Event()  # a batch that was abandoned because the disk stands still
+        stream.compute.submit(at_work.wait)
+        for number in (0, 1):
+            store.open(number)
+            stream.add(OwnedPartition(number, SimpleNamespace(stop=_nothing)))
+        rebalance = asyncio.ensure_future(stream.keep_only(set()))
+        await asyncio.sleep(0)
+        usable = stream.is_usable(0), stream.is_usable(1)
+        if interrupted:
+            await asyncio.sleep(0.01)
+            rebalance.cancel()
+            await asyncio.wait([rebalance])
+            rebalance = asyncio.ensure_future(stream.keep_only(set()))
+            await asyncio.sleep(0.01)
+            assert not rebalance.done()
+        at_work.set()
+        await rebalance
+        stream.compute.shutdown()
+        stream.disk.shutdown()
+        return usable
+
+    assert asyncio.run(give_up_both()) == (False, False)
+    assert sorted(forgotten) == [0, 1]
+    assert store.partitions() == set()
+
+
+async def _nothing() -> None:
+    """The end of a producer."""
 
 
 def test_many_partitions_take_turns_at_a_bounded_rate() -> None:
