@@ -153,7 +153,7 @@ def test_an_alert_asks_for_metrics_that_exist(rule: dict[str, Any]) -> None:
 
     asked = re.findall(r"(lrurec_\w+)(?:\{(\w+=\"\w+\")\})?", rule["expr"])
 
-    assert asked or 'up{job="lrurec-worker"}' in rule["expr"]
+    assert asked or re.search(r'up\{job="lrurec-(worker|trainer)"\}', rule["expr"])
     assert set(asked) <= exported
     assert rule["labels"]["severity"] in {"page", "ticket"}
     assert {"summary", "action"} <= rule["annotations"].keys()
