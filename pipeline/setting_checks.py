@@ -37,8 +37,12 @@ def check_positive(
 
 
 def check_host(name: str, host: str) -> None:
-    """Refuse a blank as the address to listen on: for the system it is every address there is."""
-    check(bool(host.strip()), name, "an address", host)
+    """Refuse what is no address to listen on; a blank one would be every address there is."""
+    try:
+        legal = bool(host.strip() and host.encode("idna"))
+    except UnicodeError:  # as it would be raised where the name is looked up
+        legal = False
+    check(legal, name, "an address", host)
 
 
 def check_port(name: str, port: int) -> None:

@@ -288,6 +288,7 @@ def test_whatever_a_setting_is_given_is_taken_or_refused(
         (MetricsSettings, {"port": -1}, "metrics.port must be a port, 0 to 65535, got -1"),
         (MetricsSettings, {"host": ""}, "metrics.host must be an address, got ''"),
         (MetricsSettings, {"host": " \t"}, "metrics.host must be an address, got "),
+        (MetricsSettings, {"host": "a..b"}, "metrics.host must be an address, got 'a..b'"),
         (BrokerSettings, {"host": ""}, "broker.host must be an address, got ''"),
         (BrokerSettings, {"port": -1}, "broker.port must be a port"),
         (BrokerSettings, {"heap_mib": 1}, "broker.heap_mib must be at least 128, got 1"),
