@@ -66,6 +66,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(weights, Mapping):
         msg = f"{path}: model_state_dict: expected a mapping, got {_describe(weights)}"
         raise CheckpointIncompatible(msg)
+    for key in weights:
+        if not isinstance(key, str):
+            msg = f"{path}: model_state_dict: expected text as keys, got {key!r}"
+            raise CheckpointIncompatible(msg)
     return weights
 
 

@@ -77,7 +77,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "max_epochs", "patience")
-        _at_least(self, 0, "weight_decay", "seed")
+        _at_least(self, 0, "weight_decay")
+        if not 0 <= self.seed < 2**63:  # PyTorch takes 64 bits, and each process adds its number
+            msg = f"seed must be at least 0 and below 2^63, got {self.seed}"
+            raise ValueError(msg)
         for field in ("learning_rate", "adam_epsilon", "clip_norm"):
             _positive(field, getattr(self, field))
         if self.precision not in ("fp32", "bf16"):
@@ -96,7 +99,7 @@ class TrainingConfig:
 def _at_least(config: ModelConfig | TrainingConfig, least: int, *fields: str) -> None:
     for field in fields:
         value = getattr(config, field)
-        if not value >= least or not math.isfinite(value):
+        if not least <= value < math.inf:
             msg = f"{field} must be at least {least}, got {value}"
             raise ValueError(msg)
 
@@ -108,6 +111,6 @@ def _below_one(field: str, value: float) -> None:
 
 
 def _positive(field: str, value: float) -> None:
-    if not value > 0 or not math.isfinite(value):
+    if not 0 < value < math.inf:
         msg = f"{field} must be positive and finite, got {value}"
         raise ValueError(msg)

@@ -96,7 +96,7 @@ def read_training_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, 
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = content.pop("identity")
+        found = dict(content.pop("identity"))
     except Exception as error:  # torch raises nearly anything for a file that it cannot read
         msg = f"{path} is no training checkpoint: {error}"
         raise ResumeMismatch(msg) from error

@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 from models.errors import ModelError
 from pipeline.errors import PipelineError, SettingsInvalid
 from pipeline.log import configure_logging
+from pipeline.setting_checks import check_output_file
 from pipeline.settings import parse_command
 from state.errors import StateError
 
@@ -96,9 +97,10 @@ def _run(entry: Entry, arguments: Sequence[str], prog: str) -> int:
     module = importlib.import_module(entry.module)
     try:
         command = parse_command(module.Command, arguments, prog=prog)
-    except SystemExit as exit_:  # help was asked for, or arguments were wrong and are explained
+    except SystemExit as exit_:  # help was asked for
         return int(exit_.code or 0)
     configure_logging(command.settings.log)
+    check_output_file("--json", getattr(command, "json", None))  # some have no report
     code: int = module.run(command)
     sys.stdout.flush()  # while a reader that is gone can still be told from a bug
     return code

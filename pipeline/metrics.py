@@ -86,7 +86,9 @@ class Metrics:
             DeadReason,
         )
         self.late_events = Counter(
-            "lrurec_late_events", "Events older than one that their user had before", **own
+            "lrurec_late_events",
+            "Micro-batches of a user whose last event is older than the one before",
+            **own,
         )
         self.last_event_timestamp = Gauge(
             "lrurec_last_event_timestamp_seconds", "Latest time of an applied event", **own

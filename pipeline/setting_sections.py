@@ -13,7 +13,15 @@ from typing import Literal
 
 from models.config import ModelConfig
 from pipeline.errors import SettingsInvalid
-from pipeline.setting_checks import check, check_device, check_port, check_positive
+from pipeline.setting_checks import (
+    INT32_MAX,
+    LONGEST_WAIT_S,
+    check,
+    check_device,
+    check_host,
+    check_port,
+    check_positive,
+)
 
 WORKER_METRICS_PORT = 9108
 TRAINER_METRICS_PORT = 9109
@@ -82,16 +90,19 @@ class WorkerSettings:
         check_positive(
             "worker",
             {
-                "batch_events": self.batch_events,
                 "checkpoint_interval_s": self.checkpoint_interval_s,
-                "checkpoint_max_rows": self.checkpoint_max_rows,
                 "drain_timeout_s": self.drain_timeout_s,
                 "stop_deadline_s": self.stop_deadline_s,
                 "restore_deadline_s": self.restore_deadline_s,
                 "watchdog_s": self.watchdog_s,
-                "threads": self.threads,
             },
+            most=LONGEST_WAIT_S,
         )
+        check_positive(
+            "worker",
+            {"batch_events": self.batch_events, "checkpoint_max_rows": self.checkpoint_max_rows},
+        )
+        check_positive("worker", {"threads": self.threads}, most=INT32_MAX)
         for name in ("hot_rows", "standby_replicas"):
             check(getattr(self, name) >= 0, f"worker.{name}", "at least 0", getattr(self, name))
         check_device("worker.device", self.device)
@@ -220,9 +231,9 @@ class TrainerSettings:
                 "window_s": self.window_s,
                 "min_item_count": self.min_item_count,
                 "validation_users": self.validation_users,
-                "threads": self.threads,
             },
         )
+        check_positive("trainer", {"threads": self.threads}, most=INT32_MAX)
         drop = self.max_recall_drop
         check(0 <= drop <= 1, "trainer.max_recall_drop", "in [0, 1]", drop)
         check_device("trainer.device", self.device)
@@ -240,6 +251,7 @@ class MetricsSettings:
     both run on one machine as they are; 0: not served."""
 
     def __post_init__(self) -> None:
+        check_host("metrics.host", self.host)
         if self.port is not None:
             check_port("metrics.port", self.port)
 
@@ -285,5 +297,6 @@ class BrokerSettings:
     """The java program; None: the one installed with this package."""
 
     def __post_init__(self) -> None:
+        check_host("broker.host", self.host)
         check_port("broker.port", self.port)
         check(self.heap_mib >= 128, "broker.heap_mib", "at least 128", self.heap_mib)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.setting_checks import check, check_positive
+from pipeline.setting_checks import INT32_MAX, LONGEST_WAIT_S, check, check_positive
 from pipeline.setting_kinds import Names
 
 
@@ -65,7 +65,7 @@ class KafkaSettings:
     def __post_init__(self) -> None:
         servers = self.bootstrap_servers.split(",")
         check(
-            all(re.fullmatch(r"\s*\S+:\d{1,5}\s*", server) for server in servers),
+            all(_names_server(server) for server in servers),
             "kafka.bootstrap_servers",
             "host:port, several separated by commas",
             self.bootstrap_servers,
@@ -77,10 +77,17 @@ class KafkaSettings:
                 "session_timeout_s": self.session_timeout_s,
                 "heartbeat_interval_s": self.heartbeat_interval_s,
                 "rebalance_timeout_s": self.rebalance_timeout_s,
+            },
+            most=LONGEST_WAIT_S,
+        )
+        check_positive(
+            "kafka",
+            {
                 "fetch_min_bytes": self.fetch_min_bytes,
                 "fetch_max_wait_ms": self.fetch_max_wait_ms,
                 "max_fetch_bytes": self.max_fetch_bytes,
             },
+            most=INT32_MAX,
         )
         check(
             self.heartbeat_interval_s <= self.session_timeout_s / 3,
@@ -98,6 +105,11 @@ class KafkaSettings:
             "given both or neither",
             (self.ssl_cert_file, self.ssl_key_file),
         )
+
+
+def _names_server(text: str) -> bool:
+    found = re.fullmatch(r"\s*\S+:([0-9]{1,5})\s*", text)
+    return found is not None and int(found[1]) <= 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +153,7 @@ class TopicSettings:
         for kind, name in names.items():
             same = next(other for other in kinds if names[other] == name)
             check(same == kind, f"topics.{kind}", f"another topic than topics.{same}", name)
-        check(self.partitions >= 1, "topics.partitions", "at least 1", self.partitions)
+        check_positive("topics", {"partitions": self.partitions}, most=INT32_MAX)
         replicas = self.replication_factor
         check(1 <= replicas <= 32767, "topics.replication_factor", "1 to 32767", replicas)
 

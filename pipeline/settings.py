@@ -5,16 +5,19 @@ Flags come before environment variables, those before the defaults of the sectio
 This module must stay cheap to import (no torch, no Kafka client): every command starts with it.
 """
 
+import io
 import os
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 import tyro
 
 from models.config import TrainingConfig
+from pipeline.argument_errors import in_one_line
 from pipeline.environment import environment_flags, flag_name, settings_fields
+from pipeline.errors import SettingsInvalid
 from pipeline.setting_kinds import Names, Switch, join_names
 from pipeline.setting_sections import (
     BrokerSettings,
@@ -93,21 +96,23 @@ def parse_command(
         environ: The variables; None: this process's own.
 
     Raises:
-        SettingsInvalid: A variable names no setting, or a value breaks a rule.
-        SystemExit: With 0 after `--help`; with 2 after arguments that cannot be read, which are
-            explained on stderr.
+        SettingsInvalid: A variable names no setting, a value breaks a rule, or arguments are
+            unknown, missing or cannot be read.
+        SystemExit: With 0 after `--help`.
     """
     if environ is None:
         environ = os.environ  # noqa: TID251  # the one place that reads it
     flags = environment_flags(environ, Settings())
     try:
-        return tyro.cli(
-            command, prog=prog, args=[*flags, *argv], config=(tyro.conf.FlagConversionOff,)
-        )
+        with redirect_stderr(io.StringIO()) as drawn:
+            return tyro.cli(
+                command, prog=prog, args=[*flags, *argv], config=(tyro.conf.FlagConversionOff,)
+            )
     except SystemExit as exit_:
-        if exit_.code and flags:
-            print(f"{prog}: flags from the environment: {' '.join(flags)}", file=sys.stderr)
-        raise
+        if not exit_.code:
+            raise
+        origin = f"; flags from the environment: {' '.join(flags)}" if flags else ""
+        raise SettingsInvalid(in_one_line(drawn.getvalue()) + origin) from exit_
 
 
 def settings_flags(settings: Settings, *, complete: bool = False) -> list[str]:

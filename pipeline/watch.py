@@ -55,7 +55,7 @@ def load_titles(settings: Settings, items_file: Path | None) -> dict[str, str]:
 def _title(value: bytes | None) -> str | None:
     try:
         return None if value is None else msgspec.json.decode(value, type=CatalogueItem).title
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):  # of msgspec, of a text that is no UTF-8, of deep nesting
         return None
 
 
@@ -89,7 +89,7 @@ def _decode(record: Record) -> Recommendation | None:
         return None
     try:
         return msgspec.json.decode(record.value, type=Recommendation)
-    except msgspec.MsgspecError as exc:
+    except (ValueError, RecursionError) as exc:  # as above
         where = f"{record.topic}, partition {record.partition}, offset {record.offset}"
         _log.warning("%s: expected a recommendation: %s", where, exc)
         return None

@@ -66,13 +66,13 @@ class RocksOptions:
     """Files that each partition may hold open."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("write_buffer_bytes", 2**20),
-            ("block_cache_bytes", 2**20),
-            ("max_open_files", 16),
+        for name, least, most in (
+            ("write_buffer_bytes", 2**20, 2**63 - 1),
+            ("block_cache_bytes", 2**20, 2**63 - 1),
+            ("max_open_files", 16, 2**31 - 1),
         ):
-            if getattr(self, name) < least:
-                msg = f"RocksOptions.{name} must be at least {least}, got {getattr(self, name)}"
+            if not least <= getattr(self, name) <= most:
+                msg = f"{name} must be {least} to {most}, got {getattr(self, name)}"
                 raise ValueError(msg)
 
 

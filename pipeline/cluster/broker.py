@@ -8,6 +8,7 @@ A broker is recognised by its command line, which carries its data directory, ad
 system properties. So there is no pid file that could lie after a crash.
 """
 
+import errno
 import fcntl
 import logging
 import random
@@ -26,7 +27,7 @@ from kafka.errors import KafkaError
 
 from pipeline.cluster.jars import fetch_jars
 from pipeline.cluster.storage import PROBE_GROUPS, format_new_storage, write_properties
-from pipeline.errors import BrokerUnavailable, PortTaken
+from pipeline.errors import BrokerUnavailable, PortTaken, SettingsInvalid
 from pipeline.settings import BrokerSettings
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def start(settings: BrokerSettings) -> BrokerInfo:
     group. Formats the storage when it is new. What an interrupted start left behind is put right.
 
     Raises:
+        SettingsInvalid: The address is none of this machine, or the folder cannot be written.
         PortTaken: Another program listens on the port.
         BrokerUnavailable: The jars cannot be had, or Kafka ended or did not serve within
             `START_DEADLINE_S`; the message holds the end of its log.
@@ -141,10 +143,19 @@ def _log_file(data_dir: Path) -> Path:
 
 @contextmanager
 def _one_at_a_time(settings: BrokerSettings) -> Iterator[None]:
-    """Let one process at a time start or stop the broker of a data directory."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.data_dir / "start.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Let one process at a time start or stop the broker of a data directory.
+
+    Raises:
+        SettingsInvalid: The directory cannot be made or written.
+    """
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (settings.data_dir / "start.lock").open("w")
+    except OSError as exc:
+        msg = f"broker.data_dir must be a folder to write into, got {settings.data_dir}: {exc}"
+        raise SettingsInvalid(msg) from exc
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -294,8 +305,11 @@ def _is_free(port: int, host: str = LOOPBACK) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                return False
+            msg = f"broker.host and broker.port: cannot listen on {host}:{port}: {exc.strerror}"
+            raise SettingsInvalid(msg) from exc
         return True
 
 

@@ -142,7 +142,7 @@ def wait_for_kafka(kafka: KafkaSettings) -> None:
             host, port = server.rsplit(":", 1)
             try:
                 socket.create_connection((host, int(port)), kafka.connect_timeout_s).close()
-            except OSError as exc:
+            except (OSError, UnicodeError) as exc:  # the latter: no name could be like that
                 problems.append(f"{server}: {exc}")
             else:
                 return

@@ -1,6 +1,7 @@
 """`lrurec demo`: the whole loop on bundled or given data."""
 
 import io
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,8 +40,8 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.rate is not None and not self.rate > 0:
-            msg = f"rate must be over 0, got {self.rate}"
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            msg = f"--rate must be over 0 and finite, got {self.rate}"
             raise SettingsInvalid(msg)
 
 

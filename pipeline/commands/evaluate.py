@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from pipeline.json_report import write_json_report
+from pipeline.setting_checks import check_output_file
 from pipeline.settings import Settings, SettingsFlags
 
 
@@ -50,6 +51,7 @@ def run(command: Command) -> int:
     from pipeline.training.processes import joined_processes
     from pipeline.training.view import metrics_table, training_bar
 
+    check_output_file("--checkpoint", command.checkpoint)
     started = time.monotonic()
     release = None if command.release is None else read_release(command.release)
     with (

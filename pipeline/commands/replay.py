@@ -1,5 +1,6 @@
 """`lrurec replay`: a file of interactions into the topic."""
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +40,8 @@ class Command:
                 f"got {self.from_fraction} and {self.to_fraction}"
             )
             raise SettingsInvalid(msg)
-        if self.rate is not None and not self.rate > 0:
-            msg = f"rate must be over 0, got {self.rate}"
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            msg = f"--rate must be over 0 and finite, got {self.rate}"
             raise SettingsInvalid(msg)
 
 

@@ -31,13 +31,14 @@ class Command:
 def run(command: Command) -> int:
     """Train until SIGTERM or SIGINT; 0."""
     from pipeline.metrics import TrainerMetrics, serve  # here and below: only for those who run
-    from pipeline.training.processes import started_by_torchrun
+    from pipeline.training.processes import started_by_torchrun, training_device
     from pipeline.training.trainer import StopRequest, Trainer, TrainerStopped
 
     if started_by_torchrun():
         msg = "trainer is one process: run it without torchrun, or under it: train"
         raise SettingsInvalid(msg)
     settings = command.settings
+    training_device(settings.trainer)  # one that is not there is refused now, not at a training
     trainer = Trainer(settings, TrainerMetrics(REGISTRY), stop := StopRequest())
     server = serve(
         REGISTRY,

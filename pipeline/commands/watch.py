@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.errors import SettingsInvalid
 from pipeline.settings import Names, Settings, SettingsFlags, Switch
 
 
@@ -23,6 +24,11 @@ class Command:
     """Begin with the recommendations that are in the topic already."""
 
     settings: SettingsFlags = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 0:
+            msg = f"--count must be at least 0, got {self.count}"
+            raise SettingsInvalid(msg)
 
 
 def run(command: Command) -> int:

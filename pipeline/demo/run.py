@@ -26,6 +26,7 @@ from pipeline.log import configure_logging
 from pipeline.replay import ReplayReport, replay
 from pipeline.settings import Settings
 from pipeline.training.job import TrainingReport, train_release
+from pipeline.training.processes import training_device
 from pipeline.training.sequences import ReadProgress
 from pipeline.verification.report import VerifyReport
 from pipeline.verification.verify import verify
@@ -75,6 +76,7 @@ def run_demo(
         PipelineError: What went wrong; everything is stopped.
     """
     started_s = time.monotonic()
+    training_device(settings.trainer)  # one that is not there is refused now, not at the training
     with own_folder(folder), ExitStack() as stack:
         _log_to(log_files(folder)[0], settings)
         own = demo_settings(settings, folder, time_budget_s=TRAINING_BUDGET_S)

@@ -27,9 +27,14 @@ def training_device(trainer: TrainerSettings) -> torch.device:
     """Return where this process trains: under torchrun the GPU of its number on this machine.
 
     Raises:
-        SettingsInvalid: one GPU is named for all processes, or there are fewer than processes.
+        SettingsInvalid: there is no such device, one GPU is named for all processes, or there are
+            fewer than processes.
     """
-    device = choose_device(trainer.device)
+    try:
+        device = choose_device(trainer.device)
+    except SettingsInvalid as error:
+        msg = f"trainer.{error}"
+        raise SettingsInvalid(msg) from error
     if device.type != "cuda" or not started_by_torchrun():
         return device
     number, gpus = torch.distributed.get_node_local_rank(), torch.cuda.device_count()
@@ -47,11 +52,14 @@ def joined_processes(trainer: TrainerSettings) -> Iterator[Processes]:
     """Join the processes that torchrun started; without it, be the only one.
 
     All but the first log warnings only.
+
+    Raises:
+        SettingsInvalid: see `training_device`; nothing has been read yet.
     """
+    device = training_device(trainer)
     if not started_by_torchrun():
         yield Processes()
         return
-    device = training_device(trainer)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Decisions and data go over the CPU, so that no GPU is waited for; gradients from GPU to GPU.

@@ -109,7 +109,8 @@ def plan_ranges(settings: Settings, now_s: float) -> dict[int, tuple[int, int]]:
         shares = _proportional(held, trainer.window_events)
         starts = {p: ends[p] - share for p, share in zip(ends, shares.tolist(), strict=True)}
     if trainer.window_s is not None:
-        since = offsets_since(kafka, topic, round((now_s - trainer.window_s) * 1000))
+        first_ms = max(0, round((now_s - trainer.window_s) * 1000))
+        since = offsets_since(kafka, topic, first_ms)
         starts = {p: max(start, since[p]) for p, start in starts.items()}
     return {p: (min(starts[p], ends[p]), ends[p]) for p in ends}
 

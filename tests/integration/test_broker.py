@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,7 +15,7 @@ import pytest
 
 from pipeline.cluster.broker import find, free_port, running_broker, start, status, stop
 from pipeline.cluster.clients import read_partitions
-from pipeline.errors import BrokerUnavailable, PortTaken
+from pipeline.errors import BrokerUnavailable, PortTaken, SettingsInvalid
 from pipeline.settings import BrokerSettings, KafkaSettings
 from tests.kafka import admin_client, create_topic, send, wait_until
 
@@ -186,6 +188,33 @@ def test_a_port_of_another_program_is_refused_at_once(settings: BrokerSettings) 
             start(settings)
 
     assert not (settings.data_dir / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [("192.0.2.1", "Cannot assign requested address"), ("no-such-host.invalid", "[Nn]ame")],
+    ids=["of another machine", "unknown"],
+)
+def test_an_address_that_is_not_this_machine_s_is_not_called_taken(
+    settings: BrokerSettings, host: str, why: str
+) -> None:
+    """Another port would not help: the message names the address and what the system says."""
+    with pytest.raises(
+        SettingsInvalid, match=rf"broker\.host .* cannot listen on {host}:{settings.port}: .*{why}"
+    ):
+        start(replace(settings, host=host))
+
+
+@pytest.mark.parametrize("action", [start, stop])
+def test_a_folder_that_cannot_be_made_is_a_wrong_setting(
+    settings: BrokerSettings, tmp_path: Path, action: Callable[[BrokerSettings], object]
+) -> None:
+    """A file stands where a folder above it should be."""
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "broker"
+
+    with pytest.raises(SettingsInvalid, match=rf"broker\.data_dir must be a folder .*{folder}"):
+        action(replace(settings, data_dir=folder))
 
 
 def test_a_broker_that_cannot_start_says_why(settings: BrokerSettings) -> None:

@@ -160,11 +160,14 @@ def test_a_window_takes_the_newest_events(settings: Settings) -> None:
 
     by_number = plan_ranges(trainer_as(own, window_events=20), moment_s)
     by_time = plan_ranges(trainer_as(own, window_s=10.0), moment_s + 10)
-    everything = plan_ranges(trainer_as(own, window_events=1000, window_s=1e6), moment_s)
+    wide = [
+        trainer_as(own, window_events=1000, window_s=window_s) for window_s in (1e6, 1e10, 1e300)
+    ]
+    everything = [plan_ranges(one, moment_s) for one in wide]
 
     assert by_number == {0: (25, 30), 1: (24, 30), 2: (32, 40), 3: (0, 1)}
     assert by_time == {0: (30, 30), 1: (30, 30), 2: (40, 40), 3: (0, 1)}
-    assert everything == {0: (0, 30), 1: (0, 30), 2: (0, 40), 3: (0, 1)}
+    assert everything == [{0: (0, 30), 1: (0, 30), 2: (0, 40), 3: (0, 1)}] * 3
 
 
 def test_a_worse_release_is_refused_unless_forced(

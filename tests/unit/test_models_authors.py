@@ -114,6 +114,7 @@ def test_a_checkpoint_of_another_model_names_the_key(
         ({"epoch": 3}, r"expected a mapping with the key model_state_dict, got \['epoch'\]"),
         ([1], "expected a mapping with the key model_state_dict, got list"),
         ({"model_state_dict": 3}, "model_state_dict: expected a mapping, got int"),
+        ({"model_state_dict": {7: 1}}, "model_state_dict: expected text as keys, got 7"),
     ],
 )
 def test_a_file_without_weights_says_what_it_has(

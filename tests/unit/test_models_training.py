@@ -315,10 +315,14 @@ def test_a_checkpoint_of_another_training_is_refused(
         train(**(arguments | changes), checkpoint_path=path)
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, 5, {"best": 1}, {"identity": 5}, {"identity": "ab"}])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: object) -> None:
     """Whatever torch makes of the bytes, the error names the file."""
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(b"not a checkpoint")
+    if content is None:
+        path.write_bytes(b"not a checkpoint")
+    else:
+        torch.save(content, path)
 
     with pytest.raises(ResumeMismatch, match=r"checkpoint.pt is no training checkpoint"):
         train(CONFIG, TRAINING, SEQUENCES, VALIDATION, checkpoint_path=path)

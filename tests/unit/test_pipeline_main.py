@@ -1,4 +1,5 @@
 import ast
+import importlib
 import importlib.util
 import logging
 import os
@@ -177,11 +178,11 @@ def test_an_interrupt_is_no_error(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["probe"], "how"),
+        (["probe"], "How to end. (required)"),
         (["probe", "seven", "--metrics.prot", "1"], "--metrics.prot"),
         (["probe", "seven", "--metrics.port", "x"], "--metrics.port"),
         (["probe", "seven", "--metrics.port", "-1"], "lrurec probe: metrics.port must be a port"),
-        (["probe", "seven", "--training.seed", "-1"], "seed must be at least 0, got -1"),
+        (["probe", "seven", "--training.seed", "-1"], "training.seed must be at least 0"),
     ],
 )
 def test_wrong_arguments_end_with_code_2(
@@ -191,8 +192,73 @@ def test_wrong_arguments_end_with_code_2(
     assert main(argv, commands) == 2
 
     captured = capsys.readouterr()
-    assert message in captured.err.lower()
+    assert message in captured.err
+    assert captured.err.startswith("lrurec probe: ")
+    assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        *(
+            (
+                [command, *file, "--rate", rate],
+                f"--rate must be over 0 and finite, got {float(rate)}",
+            )
+            for command, file in (("replay", ["no-file.csv"]), ("demo", []))
+            for rate in ("0", "inf", "nan")
+        ),
+        (["watch", "--count", "-1"], "--count must be at least 0, got -1"),
+    ],
+)
+def test_a_number_that_a_command_cannot_work_with_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    """Exit code 2 and one line, before anything is read, sent or started."""
+    assert main(argv) == 2
+
+    assert capsys.readouterr() == ("", f"lrurec {argv[0]}: {message}\n")
+
+
+WITH_REPORT = {
+    "demo": [],
+    "broker": ["status"],
+    "topics": ["check"],
+    "replay": ["no-file"],
+    "train": [],
+    "evaluate": ["no-file"],
+    "import-checkpoint": ["no-file", "--items", "no-file", "--output", "no-folder"],
+    "announce": ["no-folder"],
+    "score": ["--release", "no-folder"],
+    "verify": [],
+    "bench": ["scan"],
+}
+"""Commands that write a report, each with arguments that alone would fail later."""
+
+
+@pytest.mark.parametrize(
+    ("report", "why"),
+    [("missing/x.json", "there is no folder {}/missing"), ("", "it is a folder")],
+    ids=["missing", "folder"],
+)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, report: str, why: str
+) -> None:
+    """A training of an hour must not end with its result lost."""
+    fields = importlib.import_module(COMMANDS[name].module).Command.__dataclass_fields__
+    assert ("json" in fields) == (name in WITH_REPORT)
+    if name not in WITH_REPORT:
+        return
+    path = tmp_path / report
+
+    assert main([name, *WITH_REPORT[name], "--json", str(path)]) == 2
+
+    assert capsys.readouterr().err == (
+        f"lrurec {name}: --json must name a file that can be written, got {path}: "
+        f"{why.format(tmp_path)}\n"
+    )
 
 
 def test_an_unknown_variable_ends_with_code_2(

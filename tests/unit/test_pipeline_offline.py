@@ -63,6 +63,20 @@ def test_an_evaluation_trains_and_ranks_both_splits(ring_file: Path, tmp_path: P
     }
 
 
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Not at the first validation: nothing is read yet, not even a data file that is not there."""
+    path = tmp_path / "missing" / "run.pt"
+
+    assert main(["evaluate", "no-file.csv", "--checkpoint", str(path)]) == 2
+
+    assert capsys.readouterr().err == (
+        f"lrurec evaluate: --checkpoint must name a file that can be written, got {path}: "
+        f"there is no folder {path.parent}\n"
+    )
+
+
 def test_a_release_is_evaluated_without_training(ring_file: Path, tmp_path: Path) -> None:
     """Its own items are ranked; those of the file that it does not know are counted and missed."""
     release = random_release(tmp_path, [f"i{number}" for number in range(25)])

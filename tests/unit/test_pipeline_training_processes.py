@@ -1,8 +1,11 @@
 """Which device a process that torchrun started trains on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from pipeline.__main__ import main
 from pipeline.commands import trainer
 from pipeline.errors import SettingsInvalid
 from pipeline.settings import TrainerSettings
@@ -50,6 +53,29 @@ def test_processes_share_a_cpu(device: str, monkeypatch: pytest.MonkeyPatch) -> 
     begin_as(3, 0, monkeypatch)
 
     assert training_device(TrainerSettings(device=device)) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["train"], ["trainer"], ["evaluate", "no-file.csv"], ["demo", "--data", "{}/clicks.csv"]],
+    ids=lambda argv: argv[0],
+)
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Neither Kafka nor the file to evaluate on, which are not there, is asked for."""
+    rows = [f"u{n % 3},i{n},{1_700_000_000_000 + n}" for n in range(30)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["user,item,timestamp", *rows, ""]))
+    count = torch.cuda.device_count()
+    command = [word.format(tmp_path) for word in argv]
+    command += ["--kafka.bootstrap-servers", "127.0.0.1:9", "--metrics.port", "0"]
+
+    assert main([*command, "--trainer.device", f"cuda:{count}"]) == 2
+
+    assert capsys.readouterr().err == (
+        f"lrurec {argv[0]}: trainer.device must be one of the {count} CUDA devices that PyTorch "
+        f"finds here, got 'cuda:{count}'\n"
+    )
 
 
 def test_without_torchrun_a_process_is_alone() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -215,6 +216,8 @@ def swap_first(output: dict[str, Any]) -> None:
         (lambda o: o.update(user_id="other"), Kind.OUTPUT),
         (lambda o: o.update(history_length=9), Kind.OUTPUT),
         (lambda o: o.update(items=None), Kind.OUTPUT),
+        (lambda o: o.update(user_id=msgspec.Raw(b'"\xff"')), Kind.OUTPUT),
+        (lambda o: o.update(more=msgspec.Raw(b"[" * 2000 + b"]" * 2000)), Kind.OUTPUT),
         (lambda o: o["event"].update(timestamp_ms=1), Kind.OUTPUT),
         (lambda o: o["event"].update(partition=5), Kind.OUTPUT),
         (lambda o: o["event"].update(offset=8), Kind.OUTPUT),
