@@ -39,7 +39,8 @@ def import_authors_checkpoint(pth_path: Path, *, max_length: int = 50) -> Recomm
             n_items=_shape(weights, "embedding.token.weight", 2)[0] - 1,
             hidden_size=_shape(weights, "embedding.token.weight", 2)[1],
             state_size=_shape(weights, "model.lru_blocks.0.lru_layer.params_log", 2)[1],
-            n_blocks=1 + max(int(match[1]) for match in map(_BLOCK_NAME.match, weights) if match),
+            # Not the largest number and one: an absurd one would be expected block by block.
+            n_blocks=len({match[1] for match in map(_BLOCK_NAME.match, weights) if match}),
             max_length=max_length,
         )
         _check(weights, _expected(config))

@@ -30,11 +30,7 @@ def training_device(trainer: TrainerSettings) -> torch.device:
         SettingsInvalid: there is no such device, one GPU is named for all processes, or there are
             fewer than processes.
     """
-    try:
-        device = choose_device(trainer.device)
-    except SettingsInvalid as error:
-        msg = f"trainer.{error}"
-        raise SettingsInvalid(msg) from error
+    device = choose_device(trainer.device, "trainer.device")
     if device.type != "cuda" or not started_by_torchrun():
         return device
     number, gpus = torch.distributed.get_node_local_rank(), torch.cuda.device_count()

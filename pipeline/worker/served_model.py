@@ -111,8 +111,12 @@ def prepare(
     return model
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, setting: str = "device") -> torch.device:
     """Return the device of that name; `auto` is CUDA where there is one, else the CPU.
+
+    Args:
+        name: What a setting says.
+        setting: The setting, for the message.
 
     Raises:
         SettingsInvalid: There is no such device.
@@ -123,7 +127,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         is_there = (device.index or 0) < count
-        check(is_there, "device", f"one of the {count} CUDA devices that PyTorch finds here", name)
+        check(is_there, setting, f"one of the {count} CUDA devices that PyTorch finds here", name)
     return device
 
 
@@ -132,7 +136,7 @@ def fastest_serving(worker: WorkerSettings) -> NativeServing | None:
 
     The first worker on a machine compiles it, in a second or two.
     """
-    device = choose_device(worker.device)
+    device = choose_device(worker.device, "worker.device")
     native, why = None, ""
     if device.type == "cpu" and worker.form == "torch":
         why = " (worker.form)"

@@ -107,10 +107,10 @@ def test_kills_at_every_stage_lose_and_double_nothing(stream: Settings, wiped: b
     assert_all_promises_hold(stream)
 
 
-def test_six_kills_at_random_moments_lose_and_double_nothing(stream: Settings) -> None:
+def test_four_kills_at_random_moments_lose_and_double_nothing(stream: Settings) -> None:
     """Under a steady flow, with the disk wiped after every other kill."""
     rng = random.Random(7)
-    for number in range(6):
+    for number in range(4):
         produce(stream, seed=10 + number, n=200)
         with running_worker(stream) as worker:
             worker.wait_until_ready()

@@ -185,9 +185,8 @@ def test_after_an_interrupted_run_the_next_one_begins_anew(folder: Path) -> None
     ("step", "number", "expected"),
     [
         ("data: ", signal.SIGINT, 130),
-        ("Kafka: starting", signal.SIGINT, 130),
+        ("Kafka: starting", signal.SIGTERM, 143),
         ("training: ", signal.SIGINT, 130),
-        ("training: ", signal.SIGTERM, 143),
         ("worker: ", signal.SIGHUP, 129),
         ("live: ", signal.SIGINT, 130),
     ],

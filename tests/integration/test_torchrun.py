@@ -76,7 +76,7 @@ def test_a_process_that_is_killed_ends_all_and_the_next_run_goes_on(
 ) -> None:
     """Nobody waits for the dead; from the checkpoint, two processes end as if it had not been."""
     whole, resumed, checkpoint = (tmp_path / name for name in ("whole", "resumed", "checkpoint"))
-    epochs = ("--training.max-epochs", "60")
+    epochs = ("--training.max-epochs", "30")
     long_run = evaluation(
         TORCHRUN, str(ring_file), "--checkpoint", str(checkpoint), "--training.max-epochs", "99999"
     )
@@ -97,7 +97,7 @@ def test_a_process_that_is_killed_ends_all_and_the_next_run_goes_on(
     assert waited_s < 45
     assert not any(process.is_running() for process in processes)
     assert "Signal 9 (SIGKILL)" in said
-    assert history(resumed)[:60] == history(whole)
+    assert history(resumed)[:30] == history(whole)
 
 
 def test_one_release_comes_of_a_training_by_two_processes(settings: Settings) -> None:

@@ -90,7 +90,11 @@ def _set(name: str, value: object) -> Callable[[dict[str, object]], object]:
         ),
         (
             _set("model.lru_blocks.7.lru_layer.params_log", torch.zeros(3, 5)),
-            r"model.lru_blocks.3.lru_layer.params_log: expected real \(3, 5\), got nothing",
+            r"model.lru_blocks.7.lru_layer.params_log: expected no such key, got real \(3, 5\)",
+        ),
+        (
+            _set(f"model.lru_blocks.{10**30}.lru_layer.params_log", torch.zeros(3, 5)),
+            rf"model.lru_blocks.{10**30}.lru_layer.params_log: expected no such key, got real",
         ),
     ],
 )

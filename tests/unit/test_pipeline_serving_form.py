@@ -59,6 +59,6 @@ def test_a_worker_without_the_compiled_form_serves_by_torch(
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     """Not as a release that cannot be loaded, and not as a bug."""
     count = torch.cuda.device_count()
-    message = f"device must be one of the {count} CUDA devices .*, got 'cuda:{count}'"
+    message = f"worker.device must be one of the {count} CUDA devices .*, got 'cuda:{count}'"
     with pytest.raises(SettingsInvalid, match=message):
         fastest_serving(WorkerSettings(device=f"cuda:{count}", cache_dir=tmp_path))
