@@ -110,7 +110,7 @@ class UserCards:
             return
         try:
             made = msgspec.json.decode(record.value, type=Recommendation)
-        except msgspec.MsgspecError:
+        except (ValueError, RecursionError):
             return
         if user in self._histories:
             self._update(made)

@@ -176,6 +176,6 @@ def barred_items(catalogue: Iterable[Record]) -> frozenset[str]:
             item = None if record.value is None else msgspec.json.decode(record.value)
             if item is None or not item.get("available", True):
                 barred.add((record.key or b"").decode())
-        except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+        except (ValueError, RecursionError, AttributeError):
             continue  # workers log and skip it
     return frozenset(barred)

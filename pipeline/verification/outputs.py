@@ -79,7 +79,7 @@ class OutputCheck:
         self.checked += 1
         try:
             output = self._read(record.value)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             what = f"value of the recommendation at offset {record.offset} of its topic"
             self._findings.add(
                 Kind.OUTPUT, record.partition, -1, what, "one of the documented form", error

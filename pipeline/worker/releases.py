@@ -88,7 +88,7 @@ def decode_announcement(value: bytes | None) -> Announcement | None:
         return None
     try:
         return msgspec.json.decode(value, type=Announcement)
-    except ValueError as error:  # msgspec's own, and that of a text that is no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too many brackets
         logger.error("models topic: a record is no announcement: %s", error)
         return None
 
@@ -178,7 +178,7 @@ class TopicFollower:
     def _take(self, key: bytes | None, value: bytes | None) -> None:
         try:
             self._handle(key, value)
-        except (PipelineError, ModelError, ValueError) as error:
+        except (PipelineError, ModelError, ValueError, RecursionError) as error:
             logger.error("%s: %s", self._topic, error)
         except Exception:  # a bug; the records behind this one are still wanted
             logger.exception("%s: a record could not be applied", self._topic)

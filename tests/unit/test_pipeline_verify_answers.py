@@ -301,6 +301,15 @@ def test_an_item_of_nobody_in_a_popular_list_is_found(tmp_path: Path) -> None:
     assert Kind.OUTPUT in wrong(world.verify())
 
 
+def test_what_is_nested_too_deeply_ends_nothing(world: StreamWorld) -> None:
+    """A recommendation of that kind is false; an announcement or an item says nothing."""
+    names = world.names
+    for topic in (names.recommendations, names.models, names.items):
+        world.topics.append(topic, 0, b"k", b'{"more":' + b"[" * 5000 + b"]" * 5000 + b"}")
+
+    assert wrong(world.verify()) == {Kind.OUTPUT: 1}
+
+
 def test_a_commit_beyond_the_end_is_found(world: StreamWorld) -> None:
     """Offsets that were committed and do not exist are missing: the topic is another one."""
     world.topics.committed[1] = 5
