@@ -89,7 +89,7 @@ def decode_manifest(path: Path, content: bytes) -> Manifest:
     """
     try:
         fields = msgspec.json.decode(content, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:
         msg = f"{path}: expected a JSON object, got: {exc}"
         raise ReleaseCorrupt(msg) from exc
     format_version = fields.get("format_version")

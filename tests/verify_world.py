@@ -176,9 +176,8 @@ class StreamWorld:
             for key, value in result.outputs:
                 self.topics.append(self.names.recommendations, partition, key, value)
             for letter in result.dead_letters:
-                self.topics.append(
-                    self.names.dead_letters, 0, letter.key, letter.value, letter.headers
-                )
+                headers = [*letter.headers, *letter.about]
+                self.topics.append(self.names.dead_letters, 0, letter.key, letter.value, headers)
 
     def settle(self, *, commit: bool = True) -> None:
         """Take a checkpoint of every partition."""

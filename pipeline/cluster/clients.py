@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 READ_WAIT_MS = 200
+FETCH_WAIT_MS = 5000  # the broker answers at once where something is new; idle, it costs nothing
 # Longest that a reader waits for a record that must be there: a broker's restart fits in.
 STALL_DEADLINE_S = 60.0
 
@@ -53,7 +54,7 @@ class Password(str):
 
 
 def kafka_python_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """Return the options that every kafka-python client (admin, producer, consumer) understands.
+    """Return the options that every kafka-python client (admin, producer) understands.
 
     Raises:
         SettingsInvalid: A file of certificates or the password cannot be read.
@@ -284,6 +285,7 @@ def follow_topic(
     kafka: KafkaSettings,
     topic: str,
     *,
+    start: Mapping[int, int] | None = None,
     from_start: bool = False,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
@@ -295,7 +297,8 @@ def follow_topic(
     Args:
         kafka: The cluster.
         topic: Name of the topic.
-        from_start: Whether to begin with what is in the topic already.
+        start: Offset to start from, by partition.
+        from_start: Whether to begin with what is in the topic already where `start` says nothing.
         is_over: Asked several times a second, also while nothing comes; true ends it.
 
     Raises:
@@ -303,6 +306,7 @@ def follow_topic(
         TopicMismatch: There is no such topic.
     """
     positions = first_offsets(kafka, topic) if from_start else end_offsets(kafka, topic)
+    positions = {p: (start or {}).get(p, offset) for p, offset in positions.items()}
     return _follow(kafka, topic, positions, is_over)
 
 
@@ -343,6 +347,8 @@ async def _start_reader(
         enable_auto_commit=False,
         auto_offset_reset="earliest",  # retention may overtake a reader
         isolation_level="read_committed" if committed else "read_uncommitted",
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+        consumer_timeout_ms=FETCH_WAIT_MS,  # how often its fetcher looks around without any cause
     )
     try:
         await reader.start()

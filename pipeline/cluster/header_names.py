@@ -8,6 +8,7 @@ used.
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from aiokafka.consumer import fetcher
@@ -68,13 +69,24 @@ def _read_leniently(data: bytes, base_offset: int) -> list[Any]:
 
 
 class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # untyped
-    """aiokafka's reader in Python, which takes header names as they come."""
+    """aiokafka's reader in Python, which takes header names as they come.
+
+    Numbers wrap around as in the reader in C: a record may add up to more than 64 bits hold.
+    """
 
     _buffer: bytearray
+
+    def _read_msg(self, *args: Any) -> Any:
+        record = super()._read_msg(*args)
+        return replace(record, offset=_int64(record.offset), timestamp=_int64(record.timestamp))
 
     def _maybe_uncompress(self) -> None:
         super()._maybe_uncompress()
         self._buffer = _LenientBytes(self._buffer)
+
+
+def _int64(number: int) -> int:
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 class _LenientBytes(bytearray):

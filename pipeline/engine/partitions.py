@@ -26,7 +26,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from pipeline.engine.clients import start_client
+from pipeline.engine.clients import start_client, stop_quietly
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import DeadLetter, PartitionResult, Processor, Snapshot
 from pipeline.engine.stop import ExitCode, end_by, end_process
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 MIN_PAUSE_S = 1 / 80  # between two checkpoints of one worker
 MAX_BATCH_BYTES = 900_000  # before compression; a broker takes 1 MiB unless told otherwise
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 async def send_records(
@@ -59,22 +60,64 @@ async def send_records(
 
 
 async def send_dead_letters(
-    producer: AIOKafkaProducer, topic: str, partition: int, letters: Iterable[DeadLetter]
+    producer: AIOKafkaProducer,
+    options: EngineOptions,
+    partition: int,
+    letters: Iterable[DeadLetter],
 ) -> list[Awaitable[Any]]:
-    """Send dead letters to one partition, in order; their futures tell when they are safe.
+    """Send dead letters to one partition; the futures tell when they are safe.
 
     Not by `producer.send`, which refuses a record that has neither key nor value: a source may hold
-    one. A large letter goes in gzip, since it may have come compressed.
+    one.
     """
-    batches = [producer.create_batch()]
+    batches, large = [producer.create_batch()], []
     for letter in letters:
-        if len(letter.key or b"") + len(letter.value or b"") > MAX_BATCH_BYTES:
-            batches.append(BatchBuilder(MAX_BATCH_BYTES, DefaultRecordBatch.CODEC_GZIP))
-        record = {"key": letter.key, "value": letter.value, "headers": letter.headers}
-        if batches[-1].append(timestamp=None, **record) is None:
+        if letter.size() > MAX_BATCH_BYTES:
+            large.append(letter)
+        elif not _append(batches[-1], letter):
             batches.append(producer.create_batch())
-            batches[-1].append(timestamp=None, **record)
-    return [future for future, _ in await _send_batches(producer, topic, partition, batches)]
+            _append(batches[-1], letter)
+    sent = await _send_batches(producer, options.dead_letters, partition, batches)
+    confirmations: list[Awaitable[Any]] = [future for future, _ in sent]
+    if large:
+        confirmations.append(asyncio.ensure_future(_send_large(options, partition, large)))
+    return confirmations
+
+
+def _append(batch: BatchBuilder, letter: DeadLetter) -> bool:
+    headers = [*letter.headers, *letter.about]
+    added = batch.append(timestamp=None, key=letter.key, value=letter.value, headers=headers)
+    return added is not None
+
+
+async def _send_large(
+    options: EngineOptions, partition: int, letters: Iterable[DeadLetter]
+) -> None:
+    """Send letters that a broker may refuse, each by itself; those it refuses without their record.
+
+    By a producer of their own: one that numbers its batches sends nothing behind a refused one. In
+    zstd: whatever made the record fit its source, this comes near to it.
+    """
+    producer = AIOKafkaProducer(**options.kafka)
+    await start_client(producer)
+    try:
+        for letter in letters:
+            try:
+                await _send_alone(producer, options.dead_letters, partition, letter)
+            except TOO_LARGE:
+                rest = letter.without_record()
+                await _send_alone(producer, options.dead_letters, partition, rest)
+    finally:
+        await stop_quietly(producer)
+
+
+async def _send_alone(
+    producer: AIOKafkaProducer, topic: str, partition: int, letter: DeadLetter
+) -> None:
+    batch = BatchBuilder(MAX_BATCH_BYTES, DefaultRecordBatch.CODEC_ZSTD)
+    _append(batch, letter)
+    ((future, _),) = await _send_batches(producer, topic, partition, [batch])
+    await future
 
 
 async def _send_batches(
@@ -133,7 +176,7 @@ def _remedy(error: KafkaError) -> str:
             "it had no events for so long that the broker forgot its transactional id "
             "(transactional.id.expiration.ms, a week)"
         )
-    if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+    if isinstance(error, TOO_LARGE):
         return "raise max.message.bytes of the topics that the worker writes (lrurec topics check)"
     return "see to the broker"
 

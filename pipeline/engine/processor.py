@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
@@ -17,12 +18,32 @@ class DeadLetter:
     Attributes:
         key: The record's key, unchanged.
         value: The record's value, unchanged; None stays None.
-        headers: The record's own headers, then reason, topic, partition, offset and error.
+        headers: The record's own headers, unchanged.
+        about: Reason, topic, partition, offset and error, which are further headers.
     """
 
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes | None]]
+    headers: Sequence[tuple[str, bytes | None]]
+    about: list[tuple[str, bytes | None]] = field(default_factory=list)
+
+    def size(self) -> int:
+        """Return the bytes of the record."""
+        return len(self.key or b"") + len(self.value or b"") + self._header_bytes()
+
+    def _header_bytes(self) -> int:
+        return sum(len(name.encode()) + len(value or b"") for name, value in self.headers)
+
+    def without_record(self) -> "DeadLetter":
+        """Return a letter that only tells of the record: its sizes (-1: none) and a digest."""
+        sizes = {
+            "key": -1 if self.key is None else len(self.key),
+            "value": -1 if self.value is None else len(self.value),
+            "headers": self._header_bytes(),
+        }
+        told = [(f"lrurec-{part}-bytes", b"%d" % size) for part, size in sizes.items()]
+        digest = sha256(self.value or b"").hexdigest().encode()
+        return DeadLetter(None, None, (), [*self.about, *told, ("lrurec-value-sha256", digest)])
 
 
 @dataclass(slots=True)

@@ -274,7 +274,7 @@ class StreamService(Service):
                 )
                 part.confirmations.extend(future for future, _ in sent)
             part.confirmations += await send_dead_letters(
-                self._producer, self.options.dead_letters, part.number, result.dead_letters
+                self._producer, self.options, part.number, result.dead_letters
             )
             part.events.extend(chunks[part.number])
             part.next_offset = next_offset

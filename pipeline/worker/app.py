@@ -273,7 +273,7 @@ def _read_catalogue(settings: Settings, catalogue: Catalogue) -> dict[int, int]:
         following[record.partition] = record.offset + 1
         try:
             catalogue.apply(record.key, record.value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             logger.error("%s offset %d: %s", record.topic, record.offset, error)
     return following
 

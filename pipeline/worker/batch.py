@@ -148,12 +148,11 @@ def _concatenate(
 
 def dead_letter(record: Any, source: str, partition: int, error: EventInvalid) -> DeadLetter:
     """Return the record as it came, with what is wrong with it in further headers."""
-    headers = [
-        *(record.headers or ()),
+    about: list[tuple[str, bytes | None]] = [
         ("lrurec-reason", error.reason.value.encode()),
         ("lrurec-topic", source.encode()),
         ("lrurec-partition", b"%d" % partition),
         ("lrurec-offset", b"%d" % record.offset),
         ("lrurec-error", str(error).encode(errors="backslashreplace")),
     ]
-    return DeadLetter(record.key, record.value, headers)
+    return DeadLetter(record.key, record.value, record.headers or (), about)

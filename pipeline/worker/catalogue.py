@@ -34,6 +34,7 @@ class Catalogue:
 
         Raises:
             ValueError: The key is no UTF-8 text or the value is no catalogue item.
+            RecursionError: The value is nested too deeply.
         """
         if key is None:
             msg = "catalogue record: expected the item id as key, got none"

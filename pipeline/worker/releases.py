@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaProducer
 from kafka.errors import KafkaError
-from kafka.structs import TopicPartition
 
 from models.errors import ModelError
 from models.release import Release, read_release
-from pipeline.cluster.clients import kafka_python_options, read_partitions, wait_for_kafka
+from pipeline.cluster.clients import (
+    follow_topic,
+    kafka_python_options,
+    read_partitions,
+    wait_for_kafka,
+)
 from pipeline.errors import BrokerUnavailable, PipelineError, SwapRejected
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-POLL_MS = 500
-FETCH_WAIT_MS = 5000  # the broker answers at once where something is new; idle, it costs nothing
-RECONNECT_MS = 1000  # kafka-python's default leaves half a minute without releases after an outage
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +88,7 @@ def decode_announcement(value: bytes | None) -> Announcement | None:
         return None
     try:
         return msgspec.json.decode(value, type=Announcement)
-    except ValueError as error:  # msgspec's own, and that of a text that is no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too many brackets
         logger.error("models topic: a record is no announcement: %s", error)
         return None
 
@@ -118,8 +118,8 @@ def open_announced(announcement: Announcement) -> Release:
 class TopicFollower:
     """A thread that hands every record of a small topic, from an offset on, to a function.
 
-    Belongs to no consumer group: every worker follows the whole topic. A broker that is away is
-    waited for.
+    Belongs to no consumer group: every worker follows the whole topic, and hears what a read of it
+    brings. A broker that is away is waited for.
 
     Args:
         settings: The cluster.
@@ -165,35 +165,20 @@ class TopicFollower:
                 self._stopping.wait(1.0)
 
     def _follow(self) -> None:
-        consumer = KafkaConsumer(
-            **kafka_python_options(self._settings.kafka),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            reconnect_backoff_max_ms=RECONNECT_MS,
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-        )
-        try:
-            numbers = consumer.partitions_for_topic(self._topic)
-            if not numbers:  # nothing would ever come
-                msg = f"{self._topic} is not known to the broker"
-                raise BrokerUnavailable(msg)
-            partitions = [TopicPartition(self._topic, number) for number in sorted(numbers)]
-            consumer.assign(partitions)
-            for tp in partitions:
-                consumer.seek(tp, self._start.get(tp.partition, 0))
-            while not self._stopping.is_set():
-                for tp, records in consumer.poll(timeout_ms=POLL_MS).items():
-                    for record in records:
-                        self._take(record.key, record.value)
-                        self._start[tp.partition] = record.offset + 1
-        finally:
-            consumer.close()
+        for record in follow_topic(
+            self._settings.kafka,
+            self._topic,
+            start=self._start,
+            from_start=True,
+            is_over=self._stopping.is_set,
+        ):
+            self._take(record.key, record.value)
+            self._start[record.partition] = record.offset + 1
 
     def _take(self, key: bytes | None, value: bytes | None) -> None:
         try:
             self._handle(key, value)
-        except (PipelineError, ModelError, ValueError) as error:
+        except (PipelineError, ModelError, ValueError, RecursionError) as error:
             logger.error("%s: %s", self._topic, error)
         except Exception:  # a bug; the records behind this one are still wanted
             logger.exception("%s: a record could not be applied", self._topic)

@@ -1,6 +1,8 @@
 """A Kafka that is not there, goes away, is set up otherwise or damaged: one line or a long life."""
 
+import asyncio
 import dataclasses
+import hashlib
 import os
 import signal
 import time
@@ -8,12 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from pipeline.cluster import broker
+from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.topics import create_topics
+from pipeline.engine.partitions import send_dead_letters
+from pipeline.engine.processor import DeadLetter
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.verification.verify import verify
+from pipeline.worker.app import engine_options
 from pipeline.worker.releases import announce
 from tests.bad_records import click, free_port, history_lengths, last_words, run_worker
 from tests.kafka import admin_client, create_topic, send, unique_settings, wait_until
@@ -68,6 +75,55 @@ def test_two_workers_of_one_name_do_not_fight_for_ever(settings: Settings) -> No
             assert one.wait() == ExitCode.NAME_TAKEN
 
     assert "another worker runs under the name twin" in last_words(one)
+
+
+def test_a_letter_that_is_refused_leaves_without_its_record(settings: Settings) -> None:
+    """It says what it is of; those before, beside and behind it are complete.
+
+    So is one that fits by zstd alone, whose window reaches back to where its bytes stood before.
+    """
+    address, topic = settings.kafka.bootstrap_servers, settings.topics.dead_letters
+    create_topic(address, topic, config={"max.message.bytes": "800000"})
+    large, place = os.urandom(1_000_000), [("lrurec-offset", b"7")]
+    values = [b"0", b"1", os.urandom(300_000) * 60, b"2"]
+    good = [DeadLetter(b"k", value, [("own", None)], place) for value in values]
+
+    async def send_all() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=address, enable_idempotence=True)
+        await producer.start()
+        try:
+            for letters in (
+                good[:1],
+                [good[1], DeadLetter(b"key", large, [("own", b"1")], place), good[2]],
+                [DeadLetter(None, None, [("own", large)], place), good[3]],
+            ):
+                sent = await send_dead_letters(producer, engine_options(settings), 0, letters)
+                await asyncio.gather(*sent)
+        finally:
+            await producer.stop()
+
+    asyncio.run(send_all())
+
+    complete, told = [], []
+    for record in read_partitions(settings.kafka, topic):
+        headers = dict(record.headers)
+        assert headers.pop("lrurec-offset") == b"7"
+        (complete if "own" in headers else told).append((record.key, record.value, headers))
+    assert complete == [(b"k", value, {"own": None}) for value in values]
+    sizes = [(b"3", b"1000000", b"4", large), (b"-1", b"-1", b"1000003", b"")]
+    assert told == [
+        (
+            None,
+            None,
+            {
+                "lrurec-key-bytes": key,
+                "lrurec-value-bytes": value,
+                "lrurec-headers-bytes": headers,
+                "lrurec-value-sha256": hashlib.sha256(content).hexdigest().encode(),
+            },
+        )
+        for key, value, headers, content in sizes
+    ]
 
 
 @pytest.fixture

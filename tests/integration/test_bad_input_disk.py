@@ -25,7 +25,9 @@ from tests.worker_process import running_worker
 ITEMS = [f"item-{i}" for i in range(12)]
 USERS = range(20)
 ROW_DAMAGED, WAL_CUT, FILES_GONE = range(3)  # partitions
+DEEP = b'{"more":' + b"[" * 5000 + b"]" * 5000 + b"}"
 NO_ANNOUNCEMENTS = [
+    DEEP,
     b"no JSON",
     b"\xff\xfe",
     b'{"version":7}',
@@ -34,7 +36,7 @@ NO_ANNOUNCEMENTS = [
     b'{"version":7,"location":"/nowhere","manifest_sha256":"","created":""}',
     None,
 ]
-NO_ITEMS = [b"no JSON", b"\xff", b'{"available":"\xff"}', b"[]", b'{"available":3}']
+NO_ITEMS = [DEEP, b"no JSON", b"\xff", b'{"available":"\xff"}', b"[]", b'{"available":3}']
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import uvloop
@@ -25,6 +26,7 @@ from pipeline.engine.chunks import fetch_chunks
 from pipeline.engine.partitions import send_dead_letters
 from pipeline.engine.processor import DeadLetter
 from pipeline.settings import Settings
+from pipeline.worker.app import engine_options
 from tests.bad_records import Raw, send_raw
 from tests.faust_apps import engine_consumer, in_loop, until
 from tests.kafka import admin_client, create_topic, send, send_transactions
@@ -230,7 +232,8 @@ async def test_stock_sends_no_record_without_key_and_value_but_a_dead_letter_may
         with pytest.raises(AssertionError):
             await producer.send(tp.topic, partition=0)
         letters = [DeadLetter(None, None, [("lrurec-reason", b"null_value")])]
-        await asyncio.gather(*await send_dead_letters(producer, tp.topic, 0, letters))
+        options = replace(engine_options(settings), dead_letters=tp.topic)
+        await asyncio.gather(*await send_dead_letters(producer, options, 0, letters))
     finally:
         await producer.stop()
 

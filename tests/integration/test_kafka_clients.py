@@ -22,7 +22,9 @@ from pipeline.cluster.clients import (
 )
 from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.settings import Settings
-from tests.kafka import admin_client, create_topic, send, send_transactions
+from pipeline.worker.releases import TopicFollower
+from tests.bad_records import Raw, send_raw
+from tests.kafka import admin_client, create_topic, send, send_transactions, wait_until
 
 BatchOfRecords = list[tuple[int, bytes | None, bytes | None]]
 
@@ -171,6 +173,38 @@ def test_a_read_can_be_given_up(settings: Settings, topic: str) -> None:
     reading.close()
 
     assert list(reading) == []
+
+
+@pytest.mark.parametrize("stored", ["producer", "zstd"])
+def test_a_follower_hears_what_a_read_brings(settings: Settings, stored: str) -> None:
+    """Under every compression, with any header name, and nothing of an aborted transaction.
+
+    A broker may compress what came plain.
+    """
+    address, topic = settings.kafka.bootstrap_servers, settings.topics.items
+    create_topic(address, topic, config={"compression.type": stored})
+    send(address, topic, [(0, b"before its start", b"{}"), (0, b"before it", b"{}")])
+    heard: list[bytes | None] = []
+    follower = TopicFollower(settings, topic, lambda key, _: heard.append(key), {0: 1})
+    follower.start()
+
+    for codec in (None, "gzip", "snappy", "lz4", "zstd"):
+        send(address, topic, [(0, f"{codec}".encode(), b"x" * 1000)], compression=codec)
+    odd = [Raw(key=b"a name", value=b"{}", headers=[(b"\xff\xfe", b"")])]
+    send_raw(address, topic, odd)
+    send_transactions(
+        address,
+        topic,
+        [([(0, b"aborted", b"{}")], False), ([(0, b"committed", None)], True)],
+    )
+
+    wait_until(lambda: b"committed" in heard, "the last record", 20)
+    began = time.monotonic()
+    follower.stop()
+    assert time.monotonic() - began < 1
+    assert heard == [record.key for record in read_partitions(settings.kafka, topic, {0: 1})]
+    assert heard[0] == b"before it"
+    assert len(heard) == 8
 
 
 def test_a_missing_topic_is_named_and_not_made(settings: Settings) -> None:

@@ -27,6 +27,7 @@ from models.release import (
 from models.vocabulary import Vocabulary
 
 CONFIG = ModelConfig(n_items=3, hidden_size=4, state_size=5, n_blocks=1, dropout=0.1)
+DEEP = b'{"more": ' + b"[" * 5000 + b"]" * 5000 + b"}"
 FILES = ["manifest.json", "vocabulary.json", "weights.safetensors"]
 
 
@@ -276,7 +277,7 @@ def test_a_changed_value_in_the_manifest_is_found_by_its_own_digest(path: Path) 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not json", b"[1, 2]", b"null", b"\xff\xfe", b'{"a": "\xff"}', b'{"a": NaN}'],
+    [b"", b"not json", b"[1, 2]", b"null", b"\xff\xfe", b'{"a": "\xff"}', b'{"a": NaN}', DEEP],
 )
 def test_a_manifest_that_is_no_json_object_is_corrupt(path: Path, content: bytes) -> None:
     """Whatever is there instead, the error says what was expected."""

@@ -95,6 +95,8 @@ def test_what_is_no_recommendation_is_passed_over() -> None:
         Made(b"u", None),
         Made(None, b"{}"),
         Made(b"u", b"nonsense"),
+        Made(b"u", b'{"user_id":"\xff"}'),
+        Made(b"u", b'{"more":' + b"[" * 5000),
         made("u", 1, ["i1"]),
         made("u", 9, []),
     ):

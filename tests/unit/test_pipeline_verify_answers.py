@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.release import Release
+from pipeline.engine.processor import DeadLetter
 from pipeline.settings import FieldSettings, RecommendSettings, Settings
 from pipeline.verification.report import Kind
 from pipeline.verification.states import state_difference
@@ -166,6 +167,19 @@ def test_a_false_letter_is_found(dead_world: StreamWorld, field: str, value: byt
     assert Kind.LETTER in wrong(dead_world.verify())
 
 
+@pytest.mark.parametrize(("value", "is_its_own"), [(b"{", True), (b"{{", False)])
+def test_a_letter_may_have_a_digest_for_its_record(
+    dead_world: StreamWorld, value: bytes, is_its_own: bool
+) -> None:
+    """What is too large for the dead letters is told of there; of another record it is false."""
+    log = dead_world.topics.records[dead_world.names.dead_letters, 0]
+    assert log[0] is not None
+    letter = DeadLetter(b"junk", value, (), [*log[0].headers]).without_record()
+    log[0] = replace(log[0], key=None, value=None, headers=tuple(letter.about))
+
+    assert wrong(dead_world.verify()) == ({} if is_its_own else {Kind.LETTER: 1})
+
+
 # --- recommendations that are wrong
 
 
@@ -302,6 +316,15 @@ def test_an_item_of_nobody_in_a_popular_list_is_found(tmp_path: Path) -> None:
     world.forge_output(rename)
 
     assert Kind.OUTPUT in wrong(world.verify())
+
+
+def test_what_is_nested_too_deeply_ends_nothing(world: StreamWorld) -> None:
+    """A recommendation of that kind is false; an announcement or an item says nothing."""
+    names = world.names
+    for topic in (names.recommendations, names.models, names.items):
+        world.topics.append(topic, 0, b"k", b'{"more":' + b"[" * 5000 + b"]" * 5000 + b"}")
+
+    assert wrong(world.verify()) == {Kind.OUTPUT: 1}
 
 
 def test_a_commit_beyond_the_end_is_found(world: StreamWorld) -> None:

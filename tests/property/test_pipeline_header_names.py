@@ -1,0 +1,94 @@
+"""A batch with a header name that is no text reads like one without."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import codec
+from aiokafka.record.memory_records import MemoryRecords
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.cluster.header_names import _TolerantRecords
+
+LEAST, MOST = -(2**63), 2**63 - 1
+CODECS = [bytes, codec.gzip_encode, codec.snappy_encode, codec.lz4_encode, codec.zstd_encode]
+INT64 = st.integers(LEAST, MOST) | st.sampled_from([LEAST, -1, 0, 1, MOST])
+BYTES = st.none() | st.binary(max_size=20)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A record as it stands in a batch; its numbers are added to those of the batch."""
+
+    later_ms: int = 0
+    behind: int = 0
+    key: bytes | None = b"k"
+    value: bytes | None = b"v"
+    headers: Sequence[tuple[bytes, bytes | None]] = ()
+
+
+NAMES = st.text(st.characters(codec="utf-8"), max_size=5).map(str.encode)
+RECORDS = st.builds(
+    Written,
+    later_ms=INT64,
+    behind=INT64,
+    key=BYTES,
+    value=BYTES,
+    headers=st.lists(st.tuples(NAMES, BYTES), max_size=3),
+)
+
+
+def varint(number: int) -> bytes:
+    """Zigzag, seven bits a byte, as the protocol has it."""
+    left = (number << 1 ^ number >> 63) & (2**64 - 1)
+    out = bytearray()
+    while left > 0x7F:
+        out.append(left & 0x7F | 0x80)
+        left >>= 7
+    return bytes([*out, left])
+
+
+def sized(content: bytes | None) -> bytes:
+    return varint(-1) if content is None else varint(len(content)) + content
+
+
+def encode(record: Written) -> bytes:
+    body = b"\0" + varint(record.later_ms) + varint(record.behind)
+    body += sized(record.key) + sized(record.value) + varint(len(record.headers))
+    body += b"".join(sized(name) + sized(content) for name, content in record.headers)
+    return sized(body)
+
+
+def batch(records: Sequence[Written], base: int, times: tuple[int, int], attributes: int) -> bytes:
+    content = CODECS[attributes & 7](b"".join(map(encode, records)))
+    head = struct.pack(">hiqqqhii", attributes, len(records) - 1, *times, -1, -1, -1, len(records))
+    rest = struct.pack(">ibI", -1, 2, 0) + head + content
+    return struct.pack(">qi", base, len(rest)) + rest
+
+
+def read(records: MemoryRecords) -> list[tuple[Any, ...]]:
+    return [
+        (r.offset, r.timestamp, r.timestamp_type, r.key, r.value, [*r.headers])
+        for r in records.next_batch()
+    ]
+
+
+@given(
+    records=st.lists(RECORDS, max_size=4),
+    base=INT64,
+    times=st.tuples(INT64, INT64),
+    attributes=st.integers(0, 15).filter(lambda bits: bits & 7 < len(CODECS)),
+)
+@example(records=[Written(later_ms=MOST, behind=MOST)], base=MOST, times=(MOST, MOST), attributes=0)
+def test_a_bad_name_changes_nothing_else(
+    records: list[Written], base: int, times: tuple[int, int], attributes: int
+) -> None:
+    """The reader in Python brings what aiokafka's in C brings, beyond 64 bits too."""
+    bad, text = (Written(headers=[(name, b"of the first")]) for name in (b"\xff", rb"\xff"))
+
+    found = read(_TolerantRecords(batch([bad, *records], base, times, attributes)))
+
+    assert found == read(MemoryRecords(batch([text, *records], base, times, attributes)))
+    assert all(LEAST <= number <= MOST for record in found for number in record[:2])
