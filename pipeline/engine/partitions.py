@@ -98,7 +98,7 @@ async def _send_large(
     By a producer of their own: one that numbers its batches sends nothing behind a refused one. In
     zstd: whatever made the record fit its source, this comes near to it.
     """
-    producer = AIOKafkaProducer(**options.kafka)
+    producer = AIOKafkaProducer(**options.kafka, acks="all")
     await start_client(producer)
     try:
         for letter in letters:
