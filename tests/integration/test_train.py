@@ -214,7 +214,7 @@ def test_a_serving_release_of_other_items_is_held_against_what_it_knows(world: S
     [
         ([], "expected events to train on, got none: 0 offsets read"),
         ([{"user": "u"}], "expected events to train on, got none: 1 offsets read: missing_user 1"),
-        ([{"user_id": "u", "item_id": "i"}] * 4, "at least 2 different items, got one ('i')"),
+        ([{"user_id": "u", "item_id": "i"}] * 4, "at least 2 different items, got one"),
         (
             [{"user_id": "u", "item_id": i} for i in "ab"] + [{"user_id": "v", "item_id": "a"}],
             "expected a user with at least 3 events, got 2 users with at most 2",
