@@ -17,9 +17,8 @@ def in_one_line(drawn: str) -> str:
     wrong, *others = _parts(drawn) or [" ".join(drawn.split())]
     nearest = {match[1] for match in map(_NEAREST.match, others) if match}
     meant = f"; perhaps you meant {', '.join(sorted(nearest))}" if nearest else ""
-    return (
-        _SECTION.sub(r"\1.", wrong.removesuffix(".")) + meant
-    )  # as the sections say it that check themselves
+    # A setting is named as those sections name it that check themselves.
+    return _SECTION.sub(r"\1.", wrong.removesuffix(".")) + meant
 
 
 def _parts(drawn: str) -> list[str]:

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import SettingsInvalid
 from pipeline.json_report import write_json_report
+from pipeline.setting_checks import check
 from pipeline.settings import Settings, SettingsFlags
 
 FOLDER = Path(".lrurec/demo")
@@ -40,9 +40,8 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            msg = f"--rate must be over 0 and finite, got {self.rate}"
-            raise SettingsInvalid(msg)
+        is_rate = self.rate is None or 0 < self.rate < math.inf
+        check(is_rate, "--rate", "over 0 and finite", self.rate)
 
 
 def run(command: Command) -> int:

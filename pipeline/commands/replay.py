@@ -9,6 +9,7 @@ import tyro
 
 from pipeline.errors import SettingsInvalid
 from pipeline.json_report import write_json_report
+from pipeline.setting_checks import check
 from pipeline.settings import Settings, SettingsFlags
 
 
@@ -40,9 +41,8 @@ class Command:
                 f"got {self.from_fraction} and {self.to_fraction}"
             )
             raise SettingsInvalid(msg)
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            msg = f"--rate must be over 0 and finite, got {self.rate}"
-            raise SettingsInvalid(msg)
+        is_rate = self.rate is None or 0 < self.rate < math.inf
+        check(is_rate, "--rate", "over 0 and finite", self.rate)
 
 
 def run(command: Command) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import SettingsInvalid
+from pipeline.setting_checks import check
 from pipeline.settings import Names, Settings, SettingsFlags, Switch
 
 
@@ -26,9 +26,7 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 0:
-            msg = f"--count must be at least 0, got {self.count}"
-            raise SettingsInvalid(msg)
+        check((self.count or 0) >= 0, "--count", "at least 0", self.count)
 
 
 def run(command: Command) -> int:

@@ -259,10 +259,13 @@ def test_a_group_that_kafka_forgot_hides_no_hole(settings: Settings) -> None:
     )
     address, topic = own.kafka.bootstrap_servers, own.topics.interactions
     create_topics(own)
-    send(address, topic, clicks("late", 2))
+    send(address, topic, clicks("early", 1))
     with admin_client(address) as admin:
         admin.delete_records({TopicPartition(topic, TRANSACTIONS): 1})
     with running_worker(own) as worker:
+        # Before anything is read: a kill after the first rows must not look like a forgotten group.
+        wait_until(lambda: committed(own).get(TRANSACTIONS) == 1, "where reading begins")
+        send(address, topic, clicks("late", 1))
         wait_until(lambda: history_lengths(own).get("late") == 1, "an answer")
         wait_until(lambda: committed_lag(own) == 0, "all acknowledged")
         assert worker.stop() == 0
