@@ -24,6 +24,7 @@ from pipeline.engine.partitions import (
 )
 from pipeline.engine.processor import PartitionResult
 from pipeline.engine.stream import MAX_WAITING_BYTES, StreamService
+from pipeline.engine.transport import Consumer
 from pipeline.worker.app import allow_open_files
 from state.memory import MemoryStore
 
@@ -211,6 +212,25 @@ def test_what_leaves_is_forgotten_though_the_next_rebalance_comes_first(interrup
 
 async def _nothing() -> None:
     """The end of a producer."""
+
+
+@pytest.mark.parametrize("error", [AssertionError, AttributeError])
+def test_a_partition_that_is_taken_away_at_this_moment_has_no_known_end(
+    error: type[Exception],
+) -> None:
+    """Aiokafka asserts what its own thread may change between two lines of another."""
+
+    class AskedTooLate(Consumer):
+        def __init__(self) -> None:
+            return
+
+        def assignment(self) -> set[TP]:
+            return {TP("in", 0)}
+
+        def highwater(self, tp: TP) -> int:
+            raise error
+
+    assert AskedTooLate().last_known_end(TP("in", 0)) is None
 
 
 def test_many_partitions_take_turns_at_a_bounded_rate() -> None:
