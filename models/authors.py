@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.errors import CheckpointIncompatible
+from models.lru import LinearRecurrentUnit
 from models.recommender import Recommender
 
 _BLOCK_NAME = re.compile(r"model\.lru_blocks\.(\d+)\.")
@@ -50,6 +51,7 @@ def import_authors_checkpoint(pth_path: Path, *, max_length: int = 50) -> Recomm
     with torch.device("meta"):
         recommender = Recommender(config)
     recommender.load_state_dict(_translate(weights, config), assign=True)
+    _check_recurrences(pth_path, recommender)
     return recommender.eval()
 
 
@@ -125,8 +127,24 @@ def _check(
         if got != f"{kind} {shape}":
             msg = f"{name}: expected {kind} {shape}, got {got}"
             raise CheckpointIncompatible(msg)
-        if not weights[name].isfinite().all():
-            msg = f"{name}: expected finite numbers, got NaN or infinity"
+        if weights[name].layout != torch.strided:
+            msg = f"{name}: expected a dense tensor, got {weights[name].layout}"
+            raise CheckpointIncompatible(msg)
+        narrow = weights[name].to(torch.complex64 if is_complex else torch.float32)
+        if not narrow.isfinite().all():
+            msg = f"{name}: expected finite numbers of 32 bits, got NaN, infinity or more than fits"
+            raise CheckpointIncompatible(msg)
+
+
+def _check_recurrences(path: Path, recommender: Recommender) -> None:
+    """Refuse logarithms whose exponentials are no numbers of 32 bits."""
+    units = [module for module in recommender.modules() if isinstance(module, LinearRecurrentUnit)]
+    for index, lru in enumerate(units):
+        if not (lru.eigenvalues().isfinite().all() and lru.gamma_log.exp().isfinite().all()):
+            msg = (
+                f"{path}: model.lru_blocks.{index}.lru_layer.params_log: expected logarithms "
+                f"of finite numbers of 32 bits"
+            )
             raise CheckpointIncompatible(msg)
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -49,16 +50,22 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
         NativeUnavailable: There is no compiler, it fails, or the folder cannot be written, or
             others may write it.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
+    compilers = list(filter(None, map(shutil.which, COMPILERS)))
+    if not compilers:
         msg = f"no C++ compiler: none of {', '.join(COMPILERS)} in the PATH"
         raise NativeUnavailable(msg)
     try:
         folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _require_private(folder)
-        stem = f"{name}-{_fingerprint(compiler, source)}"
-        return _kept(folder, stem) or _build(compiler, source, folder, stem)
+        failures = []
+        for compiler in compilers:
+            stem = f"{name}-{_fingerprint(compiler, source)}"
+            try:
+                return _kept(folder, stem) or _build(compiler, source, folder, stem)
+            except NativeUnavailable as error:
+                failures.append(error)
+        raise failures[0]
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # Runtime: no home
         msg = f"the library for it cannot be made in {folder}: {error}"
         raise NativeUnavailable(msg) from error
@@ -125,13 +132,26 @@ def _build(compiler: str, source: Path, folder: Path, stem: str) -> Path:
             first = next(iter(done.stderr.splitlines()), "no message")
             msg = f"{compiler} fails with exit code {done.returncode}: {first}"
             raise NativeUnavailable(msg)
-        building.chmod(0o700)
+        building.chmod(0o755)  # who may not write the folder may use what is in it
         with building.open("rb") as file:
             os.fsync(file.fileno())
         return building.replace(folder / _file_name(stem, building))
 
 
 def _run(command: list[str], folder: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=BUILD_LIMIT_S, cwd=folder
-    )
+    """Run a command to its end, or end it and all that it has started."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",  # messages come in the system's language, paths as they are
+        cwd=folder,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=BUILD_LIMIT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -4,6 +4,7 @@ It holds tensors and plain values only and is read with `weights_only`, which ru
 """
 
 import os
+import uuid
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -73,7 +74,8 @@ def write_training_checkpoint(
     Raises:
         CheckpointUnwritable: the operating system refuses; the old checkpoint stays.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    # Of this writing alone: another training that was told the same file writes one of its own.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save({"identity": identity, **content}, file)

@@ -204,7 +204,7 @@ class TrainingRun:
         )
         self.validation_s = time.monotonic() - started
         made = Validation(
-            epoch=self.epoch + 1,
+            epoch=max(1, math.ceil(self.steps_done() / self.steps_per_epoch)),
             step=self.steps_done(),
             loss=math.fsum(self.losses) / max(1, len(self.losses)),
             metrics=metrics,

@@ -384,13 +384,14 @@ def _by_time(rows: Interactions) -> Interactions:
 def _opened(path: Path) -> Iterator[TextIO]:
     """Open a text file, gzipped or not; trouble in reading it becomes DataFileInvalid."""
     try:
-        with _open(path)(path, "rt", encoding="utf-8-sig", newline="") as text:
-            yield text
-    except UnicodeDecodeError as error:
-        with _open(path)(path, "rb") as lines:
-            number = next(number for number, line in enumerate(lines, 1) if not _is_utf8(line))
-        msg = f"{path}, line {number}: expected UTF-8, got other bytes"
-        raise DataFileInvalid(msg) from error
+        try:
+            with _open(path)(path, "rt", encoding="utf-8-sig", newline="") as text:
+                yield text
+        except UnicodeDecodeError as error:
+            with _open(path)(path, "rb") as lines:  # which may be damaged further on
+                number = next(number for number, line in enumerate(lines, 1) if not _is_utf8(line))
+            msg = f"{path}, line {number}: expected UTF-8, got other bytes"
+            raise DataFileInvalid(msg) from error
     except (OSError, EOFError, zlib.error) as error:
         msg = f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
         raise DataFileInvalid(msg) from error
@@ -412,7 +413,7 @@ def _is_utf8(line: bytes) -> bool:
 def _table(path: Path, needed: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
     """Open a table; yield its header and a `csv.reader` of what follows."""
     with _opened(path) as text:
-        delimiter = "\t" if ".tsv" in path.suffixes else ","
+        delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             header = [name.strip().lower() for name in next(reader, [])]

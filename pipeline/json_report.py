@@ -1,9 +1,10 @@
 """What `--json FILE` writes: the result of a command, for other programs."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pipeline.errors import SettingsInvalid
 
@@ -16,9 +17,10 @@ def write_json_report(path: Path | None, report: Mapping[str, Any]) -> None:
     """
     if path is None:
         return
-    text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
+    # JSON knows no NaN and no infinity: they become null.
+    text = msgspec.json.format(msgspec.json.encode(report, enc_hook=str), indent=2)
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_bytes(text + b"\n")
     except OSError as exc:
         msg = f"--json must name a file that can be written, got {path}: {exc}"
         raise SettingsInvalid(msg) from exc

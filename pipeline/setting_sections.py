@@ -202,7 +202,7 @@ class TrainerSettings:
     """Items with fewer events than this are left out of the model."""
 
     validation_users: int = 10_000
-    """Most users whose last item is held out, to choose the best weights and to judge a release."""
+    """Most users whose last item is held out: half choose the best weights, half judge them."""
 
     max_recall_drop: float = 0.1
     """Most that a release's Recall@10 may lie below that of the release that serves, as a share of

@@ -25,9 +25,10 @@ class Command:
 def run(command: Command) -> int:
     """Verify the release's digests and announce it."""
     from models.release import read_release  # torch: only for those who run
-    from pipeline.worker.releases import announce
+    from pipeline.worker.releases import announce, require_own_number
 
     release = read_release(command.release)
+    require_own_number(command.settings, release)
     announcement = announce(command.settings, release)
     print(f"release {release.version} at {announcement.location} is announced")
     write_json_report(

@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from pipeline.errors import SettingsInvalid
 from pipeline.json_report import write_json_report
 from pipeline.setting_checks import check_output_file
 from pipeline.settings import Settings, SettingsFlags
@@ -40,6 +41,11 @@ class Command:
     model, data."""
 
     settings: SettingsFlags = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.release is not None and self.checkpoint is not None:
+            msg = "checkpoint is of a training, and with release there is none: give one of them"
+            raise SettingsInvalid(msg)
 
 
 def run(command: Command) -> int:

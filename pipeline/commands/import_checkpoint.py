@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from pipeline.errors import DataFileInvalid
+from pipeline.errors import DataFileInvalid, SettingsInvalid
 from pipeline.json_report import write_json_report
 from pipeline.settings import Settings, SettingsFlags
 
@@ -26,12 +26,20 @@ class Command:
     last column they are and whose first numbers the rows from 1; .gz."""
 
     output: Path
-    """Folder of releases; the release goes into the next free number in it."""
+    """Folder of releases; the release goes into its number in it."""
+
+    version: int | None = None
+    """Its number, none that was announced already; None: the next free one in that folder."""
 
     json: Path | None = None
     """File to write the result to: version, path, digests, weights_id, model."""
 
     settings: SettingsFlags = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.version is not None and not 0 < self.version < 2**31:
+            msg = f"version must be from 1 to {2**31 - 1}, got {self.version}"
+            raise SettingsInvalid(msg)
 
 
 def run(command: Command) -> int:
@@ -57,7 +65,7 @@ def run(command: Command) -> int:
         raise DataFileInvalid(msg)
     release = write_release(
         command.output,
-        version=max(release_versions(command.output), default=0) + 1,
+        version=command.version or max(release_versions(command.output), default=0) + 1,
         recommender=recommender,
         # The checkpoint does not tell how often an item occurred.
         vocabulary=Vocabulary(item_ids, [0] * n_items),

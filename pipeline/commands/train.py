@@ -1,6 +1,7 @@
 """`lrurec train`: one training on the topic."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,7 @@ def run(command: Command) -> int:
 
 
 def _train(command: Command, processes: "Processes") -> "TrainingReport":
+    from models.training_checkpoint import ResumeMismatch
     from pipeline.training.folder import TrainingFolder
     from pipeline.training.job import train_release
     from pipeline.training.view import training_bar
@@ -68,7 +70,10 @@ def _train(command: Command, processes: "Processes") -> "TrainingReport":
             )
     except (KeyboardInterrupt, SystemExit):
         # Without a plan there is nothing to go on with: not yet begun, or done but for the end.
-        plan = TrainingFolder(settings.trainer.releases_dir).read_plan(settings.topics.interactions)
+        plan = None
+        with suppress(ResumeMismatch):
+            folder = TrainingFolder(settings.trainer.releases_dir)
+            plan = folder.read_plan(settings.topics.interactions)
         go_on = "; go on with: lrurec train --resume" if plan is not None else ""
         print(f"lrurec train: interrupted{go_on}", file=sys.stderr)
         raise
@@ -84,13 +89,13 @@ def _tell(command: Command, report: "TrainingReport") -> int:
     print(
         f"release {release.version} in {release.path}: {data['events']} events, "
         f"{data['users']} users, {data['items']} items; measured on the last items of "
-        f"{data['validation_users']} users; {report.epochs:.1f} epochs, {report.seconds:.1f} s"
+        f"{data['test_users']} users; {report.epochs:.1f} epochs, {report.seconds:.1f} s"
     )
     print("announced" if report.announced else "not announced")
     write_json_report(
         command.json,
         {
-            "metrics": {"validation": report.metrics},
+            "metrics": {"validation": {"model": report.validation}, "test": report.metrics},
             "epochs": report.epochs,
             "best_epoch": report.best_epoch,
             "stopped_by": report.stopped_by,

@@ -16,7 +16,7 @@ import msgspec
 from models.errors import ModelError
 from models.manifest import Manifest
 from models.release import read_manifest
-from models.training_checkpoint import CheckpointUnwritable
+from models.training_checkpoint import CheckpointUnwritable, ResumeMismatch
 from pipeline.cluster.topics import NO_ID, may_be_same
 from pipeline.errors import SettingsInvalid, TrainingLocked
 
@@ -79,15 +79,25 @@ class TrainingFolder:
             os.close(descriptor)
 
     def read_plan(self, topic: str, topic_id: str = NO_ID) -> TrainingPlan | None:
-        """Return what an interrupted training on this topic left; None where there is nothing."""
+        """Return what an interrupted training on this topic left; None where there is nothing.
+
+        Raises:
+            ResumeMismatch: It is of another topic, or damaged.
+        """
         try:
             plan = msgspec.json.decode(self._plan.read_bytes(), type=TrainingPlan)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as exc:  # the latter also of a text that is no UTF-8
-            _log.warning("%s is not as it was written: %s", self._plan, exc)
-            return None
-        return plan if plan.topic == topic and may_be_same(plan.topic_id, topic_id) else None
+            msg = f"{self._plan} is not as it was written: {exc}"
+            raise ResumeMismatch(msg) from exc
+        if plan.topic != topic:
+            msg = f"{self._plan} is of another training: expected topic {topic}, got {plan.topic}"
+            raise ResumeMismatch(msg)
+        if not may_be_same(plan.topic_id, topic_id):
+            msg = f"{self._plan} is of another topic named {topic}, made anew or of another cluster"
+            raise ResumeMismatch(msg)
+        return plan
 
     def begin(self, plan: TrainingPlan) -> None:
         """Drop what an interrupted training left and note what the next one reads.
@@ -110,6 +120,8 @@ class TrainingFolder:
         with self._changing():
             self.checkpoint.unlink(missing_ok=True)
             self._plan.unlink(missing_ok=True)
+            for half_written in self._path.glob("*.tmp"):
+                half_written.unlink(missing_ok=True)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

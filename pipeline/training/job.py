@@ -1,10 +1,10 @@
 """One training on the interactions topic, from its records to an announced release.
 
 Every user's items are one sequence (`pipeline.training.sequences`). The last item of up to
-`trainer.validation_users` users is held out: it chooses the best weights, and the release is judged
-by it, beside popularity and the release that serves (`pipeline.training.gate`). What is measured is
-what will be served: items of the window are out of the ranking exactly where workers leave seen
-items out (`recommend.exclude_seen`).
+`trainer.validation_users` users is held out: those of one half choose the best weights, and those
+of the other judge the release, beside popularity and the release that serves
+(`pipeline.training.gate`). What is measured is what will be served: items of the window are out of
+the ranking exactly where workers leave seen items out (`recommend.exclude_seen`).
 
 A release that is refused stays in its folder, unannounced. An interrupted training can be resumed
 from its last validation; it then reads the same offsets again.
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from models.errors import ReleaseError
+from models.evaluation import evaluate
 from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
 from models.release import Release, write_release
@@ -83,7 +84,8 @@ class TrainingReport:
         refused: Why it may not serve; None where it may.
         announced: Whether it was announced to the workers.
         metrics: Of `model`, `popularity` and, where a release serves, `serving`: those of
-            `models.evaluation.ranking_metrics` on the held-out items.
+            `models.evaluation.ranking_metrics` on the held-out items that chose no weights.
+        validation: Those of the model on the items that did.
         serving_version: Version of the release that served meanwhile; None without one.
         data: The events, their counts and the offsets that were read; whatever JSON can hold.
         epochs: Passes over the training data.
@@ -97,6 +99,7 @@ class TrainingReport:
     refused: str | None
     announced: bool
     metrics: Mapping[str, Mapping[str, float]]
+    validation: Mapping[str, float]
     serving_version: int | None
     data: Mapping[str, Any]
     epochs: float
@@ -140,7 +143,8 @@ def train_release(
     with folder.locked():
         started_s, started = time.time(), time.monotonic()
         announcements = ask_broker(lambda: [one for _, one in read_announcements(settings)])
-        plan = _plan(settings, folder, started_s, resume=resume, ask_broker=ask_broker)
+        interrupted = _interrupted(settings, folder, ask_broker) if resume else None
+        plan = interrupted or _begin(settings, folder, started_s, ask_broker)
         try:
             read = ask_broker(lambda: read_sequences(settings, plan.ranges, progress))
             split = hold_out_last_items(
@@ -148,7 +152,8 @@ def train_release(
             )
             _require_enough(read, split, settings.topics.interactions)
         except NotEnoughEvents:
-            folder.clear()
+            if interrupted is None:  # else what it has learned is kept: a setting may be missing
+                folder.clear()
             raise
         data_of_all = processes.from_first(TrainingData(read.vocabulary.n_items, split))
         result = _train(settings, data_of_all, progress, processes)
@@ -170,7 +175,11 @@ def train_release(
             version=max(versions, default=0) + 1,
             recommender=result.recommender,
             vocabulary=read.vocabulary,
-            metrics={"validation": metrics, "serving_version": serving_version},
+            metrics={
+                "validation": {"model": result.metrics},
+                "test": metrics,
+                "serving_version": serving_version,
+            },
             training={
                 "started_s": started_s,
                 "refused": refused,
@@ -192,6 +201,7 @@ def train_release(
             refused=refused,
             announced=announced,
             metrics=metrics,
+            validation=result.metrics,
             serving_version=serving_version,
             data=data,
             epochs=result.epochs,
@@ -215,21 +225,31 @@ def help_to_train(settings: Settings, processes: Processes) -> None:
     _train(settings, processes.from_first(None), lambda _: None, processes)
 
 
-def _plan(
-    settings: Settings,
-    folder: TrainingFolder,
-    now_s: float,
-    *,
-    resume: bool,
-    ask_broker: AskBroker,
-) -> TrainingPlan:
-    """Return which offsets to read: those of an interrupted training, or all that count now."""
+def _interrupted(
+    settings: Settings, folder: TrainingFolder, ask_broker: AskBroker
+) -> TrainingPlan | None:
+    """Return what an interrupted training reads; None where there is none.
+
+    Raises:
+        ResumeMismatch: It is of another topic, or its plan is damaged; it stays as it is.
+    """
     topic, kafka = settings.topics.interactions, settings.kafka
     found_id = ask_broker(lambda: topic_id(kafka, topic))
-    plan = folder.read_plan(topic, found_id) if resume else None
+    try:
+        plan = folder.read_plan(topic, found_id)
+    except ResumeMismatch as error:
+        raise _with_the_way_out(error) from error
     if plan is not None:
         _log.info("going on with the training that was interrupted")
-        return plan
+    return plan
+
+
+def _begin(
+    settings: Settings, folder: TrainingFolder, now_s: float, ask_broker: AskBroker
+) -> TrainingPlan:
+    """Plan to read all that counts now, and note it."""
+    topic, kafka = settings.topics.interactions, settings.kafka
+    found_id = ask_broker(lambda: topic_id(kafka, topic))
     ranges = ask_broker(lambda: plan_ranges(settings, now_s))
     plan = TrainingPlan(topic=topic, topic_id=found_id, ranges=ranges)
     folder.begin(plan)
@@ -273,8 +293,11 @@ def _train(
                 device=training_device(settings.trainer),
             )
     except ResumeMismatch as error:
-        msg = f"{error}; train without --resume to start anew"
-        raise ResumeMismatch(msg) from error
+        raise _with_the_way_out(error) from error
+
+
+def _with_the_way_out(error: ResumeMismatch) -> ResumeMismatch:
+    return ResumeMismatch(f"{error}; train without --resume to start anew")
 
 
 def _compare(
@@ -287,10 +310,10 @@ def _compare(
     """Measure the new model, popularity and the release that serves on the same held-out items."""
     mask_window = settings.recommend.exclude_seen
     metrics = {
-        "model": result.metrics,
+        "model": evaluate(result.recommender, split.test, mask_window=mask_window),
         "popularity": evaluate_popularity(
             item_counts(split.train, read.vocabulary.n_items),
-            split.validation,
+            split.test,
             max_length=settings.model.max_length,
             mask_window=mask_window,
         ),
@@ -300,7 +323,7 @@ def _compare(
             metrics["serving"] = evaluate_release(
                 serving,
                 read.vocabulary,
-                split.validation,
+                split.test,
                 mask_window=mask_window,
                 device=choose_device(settings.trainer.device),
             )
@@ -336,5 +359,6 @@ def _describe_data(
         "users": len(read.sequences),
         "items": read.vocabulary.n_items,
         "validation_users": len(split.validation.histories),
+        "test_users": len(split.test.histories),
         "mask_window": settings.recommend.exclude_seen,
     }

@@ -13,6 +13,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +107,7 @@ def plan_ranges(settings: Settings, now_s: float) -> dict[int, tuple[int, int]]:
     starts = dict(first)
     if trainer.window_events is not None:
         held = np.array([ends[p] - first[p] for p in ends], np.int64)
-        shares = _proportional(held, trainer.window_events)
+        shares = proportional(held, trainer.window_events)
         starts = {p: ends[p] - share for p, share in zip(ends, shares.tolist(), strict=True)}
     if trainer.window_s is not None:
         first_ms = max(0, round((now_s - trainer.window_s) * 1000))
@@ -115,12 +116,14 @@ def plan_ranges(settings: Settings, now_s: float) -> dict[int, tuple[int, int]]:
     return {p: (min(starts[p], ends[p]), ends[p]) for p in ends}
 
 
-def _proportional(held: Indices, total: int) -> Indices:
+def proportional(held: Indices, total: int) -> Indices:
     """Divide `total` in proportion to what is held; the parts add up to it, or to all there is."""
     if total >= held.sum():
         return held
-    parts: Indices = np.diff(np.cumsum(held) * total // held.sum(), prepend=0)
-    return parts
+    # Python's numbers: the products of a large topic are none that 64 bits hold.
+    whole = int(held.sum())
+    sums = [0, *(so_far * total // whole for so_far in np.cumsum(held).tolist())]
+    return np.array([end - start for start, end in pairwise(sums)], np.int64)
 
 
 def read_sequences(
@@ -299,15 +302,18 @@ def _split_by_user(user: Ints32, index: Indices) -> tuple[list[Indices], Indices
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LastItemSplit:
-    """What trains, and what chooses the best weights and judges them.
+    """What trains, what chooses the best weights, and what judges them.
 
     Attributes:
         train: Every user's items, those held out left off.
-        validation: Users whose last item is held out.
+        validation: Users whose last item is held out, and chooses.
+        test: Others, whose last item judges: what is the best of many measurements on some users
+            is better on them than on others.
     """
 
     train: list[Indices]
     validation: Holdout
+    test: Holdout
 
 
 def hold_out_last_items(
@@ -317,7 +323,9 @@ def hold_out_last_items(
 
     Where there are more users than wanted, those with the lowest hashes are taken. A user taken
     today was so taken, as long as there were fewer users then: no earlier release has trained on an
-    item that is held out now, and comparing them is fair.
+    item that is held out now, and comparing them is fair. A user's hash says as well which of the
+    two an item is held out for, so none that judges has chosen before. Where one of them would have
+    no user, all users do both.
 
     Args:
         sequences: One user's items each, oldest first.
@@ -327,15 +335,22 @@ def hold_out_last_items(
     eligible = np.flatnonzero([len(sequence) >= MIN_SPLIT_ITEMS for sequence in sequences])
     lowest = np.argsort(user_hashes[eligible], kind="stable")[:most_users]
     held_out = set(eligible[lowest].tolist())
+    chooses = [user for user in sorted(held_out) if user_hashes[user] % 2 == 0]
+    judges = [user for user in sorted(held_out) if user_hashes[user] % 2 == 1]
     return LastItemSplit(
         train=[
             sequence[:-1] if user in held_out else sequence
             for user, sequence in enumerate(sequences)
         ],
-        validation=Holdout(
-            [sequences[user][:-1] for user in sorted(held_out)],
-            np.array([sequences[user][-1] for user in sorted(held_out)], np.int64),
-        ),
+        validation=_held_out(sequences, chooses or judges),
+        test=_held_out(sequences, judges or chooses),
+    )
+
+
+def _held_out(sequences: Sequence[Indices], users: Sequence[int]) -> Holdout:
+    return Holdout(
+        [sequences[user][:-1] for user in users],
+        np.array([sequences[user][-1] for user in users], np.int64),
     )
 
 

@@ -142,7 +142,7 @@ class Trainer:
             pass
         self._announce_left_over()
         self._note_newest()
-        resume = folder.read_plan(settings.topics.interactions) is not None
+        resume = self._left_interrupted(folder)
         nothing = LastTraining(started_s=0.0, ends={}, enough_events=1)
         last = self._last_release() or nothing
         while True:
@@ -161,6 +161,14 @@ class Trainer:
                     _log.info("%s; waiting for it", error)
                     resume = False
             self._wait(WATCH_S)
+
+    def _left_interrupted(self, folder: TrainingFolder) -> bool:
+        """Tell whether there is a training to go on with; one of another topic is given up."""
+        try:
+            return folder.read_plan(self._settings.topics.interactions) is not None
+        except ResumeMismatch as error:
+            _log.warning("%s: not gone on with", error)
+            return False
 
     def ask_broker(self, action: Callable[[], T]) -> T:
         """Do something that needs Kafka, as often as it takes; a stop may end it anywhere."""

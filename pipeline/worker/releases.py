@@ -74,6 +74,23 @@ def announce(settings: Settings, release: Release) -> Announcement:
     return announcement
 
 
+def require_own_number(settings: Settings, release: Release) -> None:
+    """Refuse a release whose version was announced as another: lists name one by its version alone.
+
+    Raises:
+        BrokerUnavailable: No answer.
+        SwapRejected: Another release was announced by that number.
+    """
+    for _, other in read_announcements(settings):
+        if other.version == release.version and other.manifest_sha256 != release.manifest_sha256:
+            msg = (
+                f"release {release.version} at {release.path}: another one was announced by that "
+                f"number, at {other.location}: make this one anew by a number that is free "
+                f"(lrurec import-checkpoint --version)"
+            )
+            raise SwapRejected(msg)
+
+
 def read_announcements(settings: Settings) -> Iterator[tuple[int, Announcement]]:
     """Yield (offset, announcement) of the models topic to its present end, oldest first."""
     for record in read_partitions(settings.kafka, settings.topics.models):

@@ -112,7 +112,7 @@ def test_one_release_comes_of_a_training_by_two_processes(settings: Settings) ->
     (announced,) = (one for _, one in read_announcements(own))
     release = read_release(own.trainer.releases_dir / "1")
     assert announced.version == 1
-    recalls = release.metrics["validation"]
+    recalls = release.metrics["test"]
     assert recalls["model"]["recall@10"] > recalls["popularity"]["recall@10"]
     assert done.stdout.count("announced") == 1
 

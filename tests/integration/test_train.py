@@ -59,6 +59,14 @@ def training_as(settings: Settings, training: TrainingConfig) -> Settings:
     return dataclasses.replace(settings, training=training)
 
 
+def fields_as(settings: Settings, **changes: str) -> Settings:
+    return dataclasses.replace(settings, fields=dataclasses.replace(settings.fields, **changes))
+
+
+def topics_as(settings: Settings, **changes: str) -> Settings:
+    return dataclasses.replace(settings, topics=dataclasses.replace(settings.topics, **changes))
+
+
 def trainer_as(settings: Settings, **changes: object) -> Settings:
     return dataclasses.replace(settings, trainer=dataclasses.replace(settings.trainer, **changes))
 
@@ -83,7 +91,7 @@ def test_a_trained_release_beats_popularity_and_serves(world: Settings, tmp_path
     code = run_train(world, "--json", str(report_file))
 
     report = json.loads(report_file.read_text())
-    metrics = report["metrics"]["validation"]
+    metrics = report["metrics"]["test"]
     (announcement,) = announced(world)
     model = prepare(open_announced(announcement), device="cpu", top_k=5, ring=None)
     assert code == 0
@@ -92,7 +100,7 @@ def test_a_trained_release_beats_popularity_and_serves(world: Settings, tmp_path
     assert (report["version"], report["announced"], report["refused"]) == (1, True, None)
     assert report["data"]["events"] == sum(len(steps) for _, steps in walks(150))
     assert report["data"]["users"] == 150
-    assert announcement.metrics["validation"] == metrics
+    assert announcement.metrics["test"] == metrics
     followed = [item(place + 1) in best_five_after(model, item(place)) for place in range(40)]
     assert sum(followed) > 35
 
@@ -186,7 +194,7 @@ def test_a_worse_release_is_refused_unless_forced(
     refused = read_release(world.trainer.releases_dir / "2")
     assert refused.training["refused"]
     assert refused.metrics["serving_version"] == 1
-    assert refused.metrics["validation"]["serving"]["recall@10"] > 0.9
+    assert refused.metrics["test"]["serving"]["recall@10"] > 0.9
 
 
 def test_without_a_serving_release_popularity_is_the_measure(world: Settings) -> None:
@@ -281,11 +289,23 @@ def test_a_training_that_is_not_the_same_is_not_resumed(
     with pytest.raises(KeyboardInterrupt):
         train_release(world, interrupt)
 
-    code = run_train(training_as(world, USELESS), "--resume")
-    anew = run_train(world)
+    codes = [
+        run_train(training_as(world, USELESS), "--resume"),
+        run_train(fields_as(world, user_id="customer.id"), "--resume"),
+        run_train(topics_as(world, interactions=world.topics.items, items="others"), "--resume"),
+    ]
+    kept = checkpoint.exists()
+    plan = checkpoint.with_name("plan.json")
+    good = plan.read_bytes()
+    plan.write_bytes(b"{")
+    codes.append(run_train(world, "--resume"))
+    plan.write_bytes(good)
+    resumed = run_train(world, "--resume")
+    said = capsys.readouterr().err
 
-    assert (code, anew) == (1, 0)
-    assert "train without --resume to start anew" in capsys.readouterr().err
+    assert (codes, kept, resumed) == ([1, 1, 1, 1], True, 0)
+    assert said.count("train without --resume to start anew") == 3
+    assert "missing_user" in said
 
 
 def test_ctrl_c_leaves_no_half_release(world: Settings) -> None:

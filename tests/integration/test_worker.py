@@ -3,6 +3,7 @@
 import dataclasses
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -141,6 +142,18 @@ def test_an_older_release_is_gone_back_to_by_announcing_it(worker: WorkerProcess
     produce(settings, [(1, event("user-1", ITEMS[1]))])
     wait_until(lambda: newest(settings), "an answer")
     assert newest(settings)[b"user-1"].model_version == 1
+
+
+def test_a_number_is_announced_for_one_release_alone(
+    worker: WorkerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lists name a release by its version; another of that number would be taken for it."""
+    other = random_release(tmp_path, ITEMS[:4])
+
+    assert main(["announce", str(other.path), *settings_flags(worker.settings)]) == 1
+
+    said = capsys.readouterr().err
+    assert f"release 1 at {other.path}: another one was announced by that number, at " in said
 
 
 def test_a_second_worker_on_the_same_folder_is_refused_in_one_line(worker: WorkerProcess) -> None:

@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.vocabulary import item_hash
-from pipeline.training.sequences import hold_out_last_items, number_items, repeated_events
+from pipeline.training.sequences import (
+    hold_out_last_items,
+    number_items,
+    proportional,
+    repeated_events,
+)
 from state.row import EVENT_IDS
 
 
@@ -50,7 +55,10 @@ def test_who_is_held_out_today_was_held_out_before(hashes: list[int], data: st.D
         held_out = len(sequence) < len(after[user])
         if held_out and user < len(early):
             assert after[user][-1] not in trained[user]
-    assert len(later.validation.targets) <= most
+    assert (
+        sum(len(sequence) < len(whole) for sequence, whole in zip(later.train, after, strict=True))
+        <= most
+    )
 
 
 @given(
@@ -64,15 +72,52 @@ def test_a_split_loses_no_item(lengths: list[int], most: int) -> None:
 
     split = hold_out_last_items(sequences, hashes, most)
 
-    targets = iter(split.validation.targets.tolist())
-    histories = iter(split.validation.histories)
-    for whole, trained in zip(sequences, split.train, strict=True):
-        if len(trained) < len(whole):
-            assert trained.tolist() == next(histories).tolist()
-            assert [*trained.tolist(), next(targets)] == whole.tolist()
-    assert next(targets, None) is None
+    held_out = {
+        (*history.tolist(), target)
+        for part in (split.validation, split.test)
+        for history, target in zip(part.histories, part.targets.tolist(), strict=True)
+    }
+    shortened = {
+        tuple(whole.tolist())
+        for whole, trained in zip(sequences, split.train, strict=True)
+        if len(trained) < len(whole)
+    }
     eligible = sum(length >= 3 for length in lengths)
-    assert len(split.validation.targets) == min(eligible, most)
+    assert held_out == shortened
+    assert len(held_out) == min(eligible, most)
+
+
+@given(hashes=st.lists(st.integers(0, 2**64 - 1), unique=True, min_size=1, max_size=30))
+def test_who_judges_has_not_chosen(hashes: list[int]) -> None:
+    """Nobody has both parts, in this training or a later one, unless one of them had nobody."""
+    sequences = [np.array([1, 2, 3 + user]) for user in range(len(hashes))]
+
+    def parts(users: int) -> tuple[set[int], set[int]]:
+        of_these = np.array(hashes[:users], np.uint64)
+        split = hold_out_last_items(sequences[:users], of_these, users)
+        return set(split.validation.targets.tolist()), set(split.test.targets.tolist())
+
+    once = [parts(users) for users in range(1, len(hashes) + 1)]
+    assert all(chooses and judges for chooses, judges in once)
+    divided = [(chooses, judges) for chooses, judges in once if chooses != judges]
+    assert not {user for chooses, _ in divided for user in chooses} & {
+        user for _, judges in divided for user in judges
+    }
+    assert (once[-1] in divided) == (len({number % 2 for number in hashes}) == 2)
+
+
+@given(st.lists(st.integers(0, 2**62 // 8), min_size=1, max_size=8), st.integers(1, 2**60))
+def test_a_window_is_divided_in_proportion(held: list[int], total: int) -> None:
+    """However many records there are: the parts add up, and each is its share to within one."""
+    parts = proportional(np.array(held, np.int64), total).tolist()
+
+    wanted = min(total, sum(held))
+    assert sum(parts) == wanted
+    assert all(
+        abs(part * sum(held) - own * wanted) <= sum(held)
+        for part, own in zip(parts, held, strict=True)
+    )
+    assert all(0 <= part <= own for part, own in zip(parts, held, strict=True))
 
 
 def test_of_two_items_with_one_hash_the_more_frequent_one_is_kept() -> None:

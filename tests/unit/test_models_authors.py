@@ -74,6 +74,18 @@ def _set(name: str, value: object) -> Callable[[dict[str, object]], object]:
             r"model.bias: expected real \(10,\), got torch.int64 \(10,\)",
         ),
         (_set("model.bias", torch.full((10,), torch.nan)), "model.bias: expected finite numbers"),
+        (
+            _set("model.bias", torch.full((10,), 1e39, dtype=torch.float64)),
+            "model.bias: expected finite numbers of 32 bits",
+        ),
+        (
+            _set("model.bias", torch.ones(10).to_sparse()),
+            "model.bias: expected a dense tensor, got torch.sparse_coo",
+        ),
+        (
+            _set(f"{LRU}.params_log", torch.full((3, 5), 100.0)),
+            f"{LRU}.params_log: expected logarithms of finite numbers of 32 bits",
+        ),
         (_set("model.bias", [0.0]), r"model.bias: expected real \(10,\), got list"),
         (_set("model.novelty", torch.zeros(1)), r"model.novelty: expected no such key, got real"),
         (
@@ -98,6 +110,7 @@ def _set(name: str, value: object) -> Callable[[dict[str, object]], object]:
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_a_checkpoint_of_another_model_names_the_key(
     weights: dict[str, Tensor],
     tmp_path: Path,

@@ -6,6 +6,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from models.scan.native import NativeScan, load_native
 from models.scan.recurrence import backend_for
 from pipeline.settings import TrainerSettings
 from pipeline.training.scan_form import fastest_scan
+from tests.kafka import wait_until
 
 CPU = torch.device("cpu")
 
@@ -105,14 +107,64 @@ def test_a_build_that_fails_is_told_and_leaves_nothing_behind(
     assert libraries(tmp_path / "cache") == []
 
 
+SMALL = 'extern "C" int answer() { return 42; }\n'
+
+
+def fake_compiler(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a script before the real compilers."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(native_build, "COMPILERS", (str(path), *native_build.COMPILERS))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    source = tmp_path / "small.cpp"
+    source.write_text(SMALL)
+    return source
+
+
+def test_a_compiler_that_cannot_is_passed_over(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A c++ without OpenMP, whose message is in Latin-1, does not hide the g++ behind it."""
+    fake_compiler(tmp_path / "broken", r"printf 'r\351pertoire' >&2; exit 1", monkeypatch)
+
+    assert build_library(small, "small", tmp_path / "cache").exists()
+
+    monkeypatch.setattr(native_build, "COMPILERS", native_build.COMPILERS[:1])
+    with pytest.raises(NativeUnavailable, match="exit code 1: r\ufffdpertoire"):
+        build_library(small, "other", tmp_path / "cache")
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_it_started(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself is often a child of the command, or of a cache before it."""
+    child = tmp_path / "child"
+    fake_compiler(tmp_path / "hangs", f"sleep 300 & echo $! >{child}; wait", monkeypatch)
+    monkeypatch.setattr(native_build, "BUILD_LIMIT_S", 0.5)
+
+    with pytest.raises(NativeUnavailable, match="timed out"):
+        build_library(small, "small", tmp_path / "cache")
+
+    process = int(child.read_text())
+    wait_until(lambda: not psutil.pid_exists(process), "the end of the child", 10)
+
+
+def test_others_may_use_what_they_may_not_write(small: Path, tmp_path: Path) -> None:
+    """An image can bring libraries that root has built."""
+    library = build_library(small, "small", tmp_path / "cache")
+
+    assert library.stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.parametrize("damage", ["cut short", "zeros", "one byte", "empty"])
 def test_a_damaged_library_is_built_again(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has its old name and content again, and one line of the log says so."""
-    source = tmp_path / "small.cpp"
-    source.write_text('extern "C" int answer() { return 42; }\n')
-    library = build_library(source, "small", tmp_path / "cache")
+    library = build_library(small, "small", tmp_path / "cache")
     built = library.read_bytes()
     damaged = {
         "cut short": built[: len(built) // 2],
@@ -123,7 +175,7 @@ def test_a_damaged_library_is_built_again(
     library.write_bytes(damaged)
 
     for _ in range(2):
-        assert build_library(source, "small", tmp_path / "cache") == library
+        assert build_library(small, "small", tmp_path / "cache") == library
 
     assert library.read_bytes() == built
     assert libraries(library.parent) == [library]

@@ -360,6 +360,7 @@ def test_a_validation_in_the_middle_of_an_epoch_closes_the_last_steps() -> None:
 
     assert steps[-1].steps % 4, "the case is pointless if the last step is a multiple of four"
     assert [made.step for made in result.history] == [*range(4, len(steps), 4), len(steps)]
+    assert {made.epoch for made in result.history} == {1}
 
 
 def test_progress_counts_epochs_and_steps() -> None:

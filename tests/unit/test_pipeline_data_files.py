@@ -147,6 +147,8 @@ def test_text_may_be_quoted_or_begin_with_a_byte_order_mark(tmp_path: Path) -> N
         ("a.csv", b"user,item,timestamp\nu,i,1\nu,\xff,1\n", "line 3: expected UTF-8, got other"),
         ("a.csv.gz", b"user,item,timestamp\nu,i,1\n", "cannot be read: Not a gzipped file"),
         ("a.csv.gz", gzip.compress(b"user,item,timestamp\n" * 99)[:-9], "cannot be read"),
+        # What is no UTF-8 ends before the damage, and what is read again to find its line does not.
+        ("a.csv.gz", gzip.compress(b"user,item,timestamp\nu,\xff")[:-8], "cannot be read"),
         ("a.seq.txt", b"\n\n", "expected at least one line, got none"),
         ("a.txt", b"", "expected a name that ends in one of .csv, .csv.gz, .tsv"),
         ("a.seq.txt", b"u i\nv\n", "line 2: expected a user and at least one item, got 'v' alone"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.authors import import_authors_checkpoint
+from models.errors import ReleaseIncompatible
 from models.release import load_recommender, read_release, write_release
 from models.vocabulary import Vocabulary
 from pipeline.__main__ import main
@@ -75,6 +76,18 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_any_work(
         f"lrurec evaluate: --checkpoint must name a file that can be written, got {path}: "
         f"there is no folder {path.parent}\n"
     )
+
+
+def test_a_release_has_no_training_to_go_on_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A checkpoint that would not be written is refused, not passed over."""
+    code = main(
+        ["evaluate", "no-file.csv", "--release", "1", "--checkpoint", str(tmp_path / "run.pt")]
+    )
+
+    assert code == 2
+    assert "give one of them" in capsys.readouterr().err
 
 
 def test_a_release_is_evaluated_without_training(ring_file: Path, tmp_path: Path) -> None:
@@ -151,6 +164,36 @@ def test_an_imported_checkpoint_is_a_release(tmp_path: Path) -> None:
     assert (report["version"], again["version"]) == (1, 2)
     assert report["weights_id"] == again["weights_id"] == release.weights_id
     assert report["digests"]["manifest.json"] == release.manifest_sha256
+
+
+def test_an_imported_checkpoint_may_be_given_its_number(tmp_path: Path) -> None:
+    """For a folder that does not hold what was announced."""
+    items, output = tmp_path / "items.txt", tmp_path / "releases"
+    items.write_text("\n".join(ITEMS))
+    what = ["import-checkpoint", str(save_checkpoint(tmp_path)), "--items", str(items)]
+
+    codes = [main([*what, "--output", str(output), "--version", n]) for n in ("7", "0", "7")]
+    following = main([*what, "--output", str(output)])
+
+    assert (codes, following) == ([0, 2, 1], 0)
+    assert sorted(path.name for path in output.iterdir()) == ["7", "8"]
+
+
+def test_a_release_without_finite_scores_has_no_answer(tmp_path: Path) -> None:
+    """Scores that are no numbers are not called equal."""
+    recommender = import_authors_checkpoint(save_checkpoint(tmp_path))
+    recommender.blocks[0].lru.gamma_log.data.fill_(200)
+    release = write_release(
+        tmp_path,
+        version=1,
+        recommender=recommender,
+        vocabulary=Vocabulary(ITEMS, [1] * len(ITEMS)),
+        metrics={},
+        training={},
+    )
+
+    with pytest.raises(ReleaseIncompatible, match="expected finite scores"):
+        score_history(release, ITEMS[:2], top=3)
 
 
 def test_items_that_do_not_fit_the_checkpoint_are_refused(

@@ -9,7 +9,7 @@ import torch
 
 from models.evaluation import Holdout, evaluate
 from models.release import load_recommender
-from models.training_checkpoint import CheckpointUnwritable
+from models.training_checkpoint import CheckpointUnwritable, ResumeMismatch
 from models.vocabulary import Vocabulary
 from pipeline.cluster.topics import NO_ID
 from pipeline.errors import SettingsInvalid, TrainingLocked
@@ -155,16 +155,18 @@ def test_a_plan_is_found_again_until_the_training_is_done(tmp_path: Path) -> Non
         nothing = folder.read_plan("clicks")
         folder.checkpoint.touch()
         folder.begin(PLAN)
-        found, elsewhere = folder.read_plan("clicks"), folder.read_plan("other")
+        found = folder.read_plan("clicks")
         checkpoint_left = folder.checkpoint.exists()
+        folder.checkpoint.with_suffix(".pt.1234.tmp").touch()  # of a process that was killed
         folder.clear()
         done = folder.read_plan("clicks")
 
-    assert (nothing, found, elsewhere, done) == (None, PLAN, None, None)
+    assert (nothing, found, done) == (None, PLAN, None)
     assert not checkpoint_left
+    assert [path.name for path in (tmp_path / ".training").iterdir()] == ["lock"]
 
 
-def test_a_plan_of_another_cluster_or_a_topic_made_anew_is_none(tmp_path: Path) -> None:
+def test_a_plan_of_another_topic_is_said_to_be(tmp_path: Path) -> None:
     """The id decides where both are known: an older file has none, nor has an older broker."""
     folder = TrainingFolder(tmp_path)
     plan = TrainingPlan(topic="clicks", topic_id="one", ranges={0: (3, 7)})
@@ -172,7 +174,10 @@ def test_a_plan_of_another_cluster_or_a_topic_made_anew_is_none(tmp_path: Path) 
         folder.begin(plan)
 
     assert folder.read_plan("clicks", "one") == plan
-    assert folder.read_plan("clicks", "two") is None
+    with pytest.raises(ResumeMismatch, match="expected topic other, got clicks"):
+        folder.read_plan("other", "one")
+    with pytest.raises(ResumeMismatch, match="another topic named clicks"):
+        folder.read_plan("clicks", "two")
     assert folder.read_plan("clicks", NO_ID) == plan
 
 
@@ -186,14 +191,15 @@ def test_what_the_system_refuses_is_one_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"topic": "cli', b'{"topic": "caf\xe9"}', b""])
-def test_a_damaged_plan_is_no_plan(tmp_path: Path, content: bytes) -> None:
-    """What a crash may leave of it does not keep anyone from training."""
+def test_a_damaged_plan_is_told(tmp_path: Path, content: bytes) -> None:
+    """What a crash may leave of it: the checkpoint beside it is not thrown away unasked."""
     folder = TrainingFolder(tmp_path)
     with folder.locked():
         folder.begin(PLAN)
     (tmp_path / ".training" / "plan.json").write_bytes(content)
 
-    assert folder.read_plan("clicks") is None
+    with pytest.raises(ResumeMismatch, match=r"plan\.json is not as it was written"):
+        folder.read_plan("clicks")
 
 
 def test_releases_are_found_newest_first(tmp_path: Path) -> None:
