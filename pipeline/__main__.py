@@ -5,6 +5,7 @@ bug, with its traceback; 130 Ctrl-C; 141 nobody reads stdout any more; 143 SIGTE
 had to end itself has codes of its own, see `pipeline.engine.stop`.
 """
 
+import atexit
 import difflib
 import importlib
 import logging
@@ -18,7 +19,7 @@ from typing import NamedTuple, NoReturn
 
 from models.errors import ModelError
 from pipeline.errors import PipelineError, SettingsInvalid
-from pipeline.log import configure_logging
+from pipeline.log import configure_logging, is_json
 from pipeline.setting_checks import check_output_file
 from pipeline.settings import parse_command
 from state.errors import StateError
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Entry] = COMM
     if argv is None:
         argv = sys.argv[1:]
         signal.signal(signal.SIGTERM, _unwind)
+        atexit.register(_say_no_more)  # the first to be registered is the last to be called
     if not argv or argv[0] in {"-h", "--help"}:
         print(_usage(commands))
         return 0
@@ -123,13 +125,21 @@ def _usage(commands: Mapping[str, Entry]) -> str:
 
 def _fail(prog: str, error: Exception, code: int) -> int:
     logger.debug("where it came from", exc_info=error)
-    print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+    line = f"{prog}: {' '.join(str(error).split())}"
+    if is_json():
+        logger.error(line)
+    else:
+        print(line, file=sys.stderr)
     return code
 
 
 def _fail_by_bug(prog: str, error: Exception) -> int:
-    traceback.print_exception(error)
-    print(f"{prog}: this is a bug in the program, please report it", file=sys.stderr)
+    line = f"{prog}: this is a bug in the program, please report it"
+    if is_json():
+        logger.critical(line, exc_info=error)
+    else:
+        traceback.print_exception(error)
+        print(line, file=sys.stderr)
     return 70
 
 
@@ -145,6 +155,12 @@ def _stdout_is_open() -> bool:
         return True
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return False
+
+
+def _say_no_more() -> None:
+    """Close stderr for what comes after Python: libraries in C++ that list what they leaked."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _unwind(_signal: int, _frame: object) -> NoReturn:

@@ -7,6 +7,7 @@ read off the dataclasses that it is given.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 from pipeline.errors import SettingsInvalid
 
 PREFIX = "LRUREC_"
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)=|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=|_PORT=(tcp|udp|sctp)://"
+)
+"""Variables that Kubernetes sets in every container for a service named lrurec-something."""
 
 
 def settings_fields(section: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -47,12 +52,15 @@ def environment_flags(environ: Mapping[str, str], settings: object) -> list[str]
         settings: Any instance of the settings; it tells which names exist.
 
     Raises:
-        SettingsInvalid: A variable with the prefix names no setting; the nearest is told.
+        SettingsInvalid: A variable with the prefix names no setting, nor a service of Kubernetes;
+            the nearest is told.
     """
     known = {variable_name(name): flag_name(name) for name, _ in settings_fields(settings)}
     flags = []
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         if name not in known:
+            if _SERVICE_LINK.search(f"{name}={environ[name]}"):
+                continue
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             msg = f"environment variable {name}: no such setting; nearest is {near}"
             raise SettingsInvalid(msg)

@@ -16,7 +16,7 @@ from pipeline.settings import LogSettings
 
 REPEATS = 5  # lines from one place in the code ...
 REPEAT_WINDOW_S = 10.0  # ... in so much time; a broker away for 10 s makes thousands
-FOREIGN = ("aiokafka", "asyncio", "faust", "kafka", "mode")
+FOREIGN = ("aiokafka", "asyncio", "faust", "kafka", "mode", "torch")
 
 
 class RepeatFilter(logging.Filter):
@@ -104,6 +104,12 @@ def _moment(record: logging.LogRecord) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def is_json() -> bool:
+    """Tell whether the log is one of JSON objects."""
+    handlers = logging.getLogger().handlers
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+
+
 def configure_logging(
     settings: LogSettings, stream: TextIO | None = None, *, process: int | None = None
 ) -> None:
@@ -117,8 +123,8 @@ def configure_logging(
         process: Number of this process, where several write to one place.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
-    is_json = settings.format == "json"
-    handler.setFormatter(JsonFormatter(process) if is_json else TextFormatter(process))
+    form = JsonFormatter if settings.format == "json" else TextFormatter
+    handler.setFormatter(form(process))
     handler.addFilter(is_news)
     handler.addFilter(RepeatFilter())
     logging.basicConfig(level=settings.level, handlers=[handler], force=True)

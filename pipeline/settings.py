@@ -109,7 +109,7 @@ def parse_command(
                 command, prog=prog, args=[*flags, *argv], config=(tyro.conf.FlagConversionOff,)
             )
     except SystemExit as exit_:
-        if not exit_.code:
+        if not (exit_.code and drawn.getvalue()):  # help was asked for, or a signal ends it
             raise
         origin = f"; flags from the environment: {' '.join(flags)}" if flags else ""
         raise SettingsInvalid(in_one_line(drawn.getvalue()) + origin) from exit_

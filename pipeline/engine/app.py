@@ -11,6 +11,7 @@ from pipeline.engine import table, transport
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import Processor
 from pipeline.engine.restore import TableManager
+from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from pipeline.engine.stream import StreamService
 from state.store import StateStore
@@ -40,6 +41,7 @@ class EngineApp(faust.App):
             called in a thread of its own.
     """
 
+    logger = SERVICE_LOG
     engine_options: EngineOptions
     stream_service: StreamService
     on_joined: Callable[[], None] = staticmethod(lambda: None)

@@ -47,11 +47,12 @@ async def find_positions(
                 ExitCode.HOLE,
                 "%s partition %d: it was read before, but Kafka has forgotten how far (it forgets "
                 "a group without members after offsets.retention.minutes), and the topic now "
-                "starts at %d: records may have been deleted before they were read. Accept that "
-                "with kafka-consumer-groups --reset-offsets --to-earliest, then start again.",
+                "starts at %d: records may have been deleted before they were read. To accept "
+                "that, %s",
                 tp.topic,
                 tp.partition,
                 new[tp],
+                _go_on_from_the_start(consumer, tp),
             )
     return committed, new
 
@@ -78,13 +79,13 @@ async def require_readable(
             end_process(
                 ExitCode.HOLE,
                 "%s partition %d: offset %d is the next to read, but the topic now starts at %d: "
-                "the records between were deleted before they were read. Restore them, or accept "
-                "the loss with kafka-consumer-groups --reset-offsets --to-earliest, then start "
-                "again.",
+                "the records between were deleted before they were read. Restore them, or, to "
+                "accept the loss, %s",
                 tp.topic,
                 tp.partition,
                 position,
                 beginnings[tp],
+                _go_on_from_the_start(consumer, tp),
             )
         if position > ends[tp]:
             end_process(
@@ -98,3 +99,13 @@ async def require_readable(
                 ends[tp],
             )
     return beginnings
+
+
+def _go_on_from_the_start(consumer: AIOKafkaConsumer, tp: TopicPartition) -> str:
+    """Say how the group is set to where a partition starts, which Kafka does without members."""
+    return (
+        f"stop every worker, wait {consumer._session_timeout_ms / 1000:g} s until Kafka has missed "
+        f"them, and run kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group "
+        f"{consumer._group_id} --topic {tp.topic}:{tp.partition} --reset-offsets --to-earliest "
+        f"--execute; then start again."
+    )

@@ -21,6 +21,7 @@ from pipeline.engine.changelog_reader import ChangelogReader, LogChanged
 from pipeline.engine.clients import stop_quietly
 from pipeline.engine.partitions import OwnedPartition
 from pipeline.engine.reading import Reading
+from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from pipeline.errors import BrokerUnavailable
 
@@ -34,6 +35,8 @@ PROGRESS_S = 2.0  # time between two lines of the log
 
 class Restore(Service):
     """Carries out each assignment; Faust calls it where it would call its own recovery."""
+
+    logger = SERVICE_LOG
 
     def __init__(self, app: Any, tables: Any, **kwargs: Any) -> None:
         self.app, self.tables = app, tables
@@ -339,6 +342,7 @@ def _log_progress(restoring: list[Reading], elapsed_s: float) -> None:
 class TableManager(FaustTableManager):
     """Faust's table manager with our restore."""
 
+    logger = SERVICE_LOG
     _restore: Restore | None = None
 
     @property

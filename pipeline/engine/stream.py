@@ -27,6 +27,7 @@ from pipeline.engine.partitions import (
 )
 from pipeline.engine.processor import PartitionResult, Processor
 from pipeline.engine.pulse import Pulse
+from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from state.store import StateStore
 
@@ -46,6 +47,8 @@ class StreamService(Service):
         on_checkpoint: Is told (rows, seconds) after each checkpoint.
         at_stage: For crash tests: told every stage that is reached.
     """
+
+    logger = SERVICE_LOG
 
     def __init__(
         self,

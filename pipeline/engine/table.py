@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 from faust.stores import STORES
 from faust.stores.base import SerializedStore
 
+from pipeline.engine.service_log import SERVICE_LOG
+
 SCHEME = "lrurec-rows"
 
 
@@ -20,6 +22,8 @@ def register() -> None:
 
 class Store(SerializedStore):
     """Reads the rows of the partitions that are open here."""
+
+    logger = SERVICE_LOG
 
     def _rows(self) -> Iterator[tuple[bytes, bytes]]:
         store = self.app.stream_service.store

@@ -25,6 +25,7 @@ from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics, 
 from pipeline.engine.app import EngineApp, create_engine_app
 from pipeline.engine.compat import check_versions
 from pipeline.engine.options import EngineOptions
+from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import end_by
 from pipeline.metrics import Metrics, serve
 from pipeline.settings import Settings
@@ -136,6 +137,8 @@ def create_app(
 
 class StreamWorker(faust.Worker):
     """Faust's worker, which neither takes over logging nor draws on the terminal."""
+
+    logger = SERVICE_LOG
 
     def __init__(self, app: EngineApp, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(

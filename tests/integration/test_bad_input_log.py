@@ -223,7 +223,11 @@ def test_a_worker_does_not_start_behind_deleted_records(worker: WorkerProcess) -
 
     with running_worker(settings) as again:
         assert again.wait() == ExitCode.HOLE
-    assert "accept the loss with kafka-consumer-groups" in last_words(again)
+    command = (
+        f"kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group {settings.worker.app_id} "
+        f"--topic {settings.topics.interactions}:{PLAIN} --reset-offsets --to-earliest --execute;"
+    )
+    assert command in last_words(again)
 
 
 def test_a_source_made_anew_ends_the_worker(worker: WorkerProcess) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from pipeline.cluster.topics import create_topics
 from pipeline.engine.clients import start_client
 from pipeline.settings import Settings
-from tests.faust_apps import OffsetProcessor, engine_app, in_loop, until
+from tests.faust_apps import OffsetProcessor, engine_app, in_loop, started, until
 from tests.kafka import send
 
 CUTS = 40
@@ -54,6 +55,21 @@ def test_a_client_whose_start_is_cut_off_leaves_nothing_open(
 
     assert cut > 1
     assert complaints == []
+
+
+@in_loop
+async def test_an_engine_that_has_long_run_complains_of_nothing(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody fetches the changelog's partitions, and an idle topic is no fault."""
+    create_topics(settings)
+    app = engine_app(settings, OffsetProcessor())
+    async with started(app):
+        await until(lambda: len(app.consumer.assignment()) == 2 * settings.topics.partitions, "all")
+        app.consumer._thread.time_started -= 3600
+        await app.consumer.verify_all_partitions_active()
+
+    assert [line for line in caplog.records if line.levelno >= logging.WARNING] == []
 
 
 @in_loop

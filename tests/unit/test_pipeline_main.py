@@ -1,6 +1,7 @@
 import ast
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -142,6 +143,48 @@ def test_an_expected_error_is_one_line(
     assert main(["probe", how], commands) == code
 
     assert capsys.readouterr().err == f"lrurec probe: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "line"),
+    [
+        ("broker", 1, "lrurec probe: no broker"),
+        ("settings", 2, "lrurec probe: metrics.port must be free"),
+        ("bug", 70, "lrurec probe: this is a bug in the program, please report it"),
+    ],
+)
+def test_in_a_log_of_json_the_last_line_is_json_too(
+    commands: dict[str, Entry], capsys: pytest.CaptureFixture[str], how: str, code: int, line: str
+) -> None:
+    """Whoever collects the log by line finds why it ended."""
+    assert main(["probe", how, "--log.format", "json"], commands) == code
+
+    (last,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert last["message"] == line
+    assert ("exception" in last) == (how == "bug")
+
+
+def test_nothing_is_said_after_the_end(tmp_path: Path) -> None:
+    """Libraries in C++ list what they leaked when the process is taken down."""
+    script = tmp_path / "leaks.py"
+    script.write_text(
+        "import ctypes, sys\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.strdup.restype = ctypes.c_void_p\n"
+        "said = ctypes.c_void_p(libc.strdup(b'leaked 514 functions'))\n"
+        "libc.__cxa_atexit(libc.perror, said, None)\n"
+        "from pipeline.__main__ import main\n"
+        "sys.argv = ['lrurec', 'topics', 'check', '--metrics.port', '-1']\n"
+        "sys.exit(main())\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("lrurec topics: metrics.port must be")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_origin_of_an_expected_error_is_shown_for_debugging(

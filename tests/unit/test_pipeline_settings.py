@@ -131,6 +131,37 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(name: str, nearest
         parse("F", **{name: "x"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LRUREC_PORT", "tcp://10.0.0.1:80"),
+        ("LRUREC_WORKER_PORT_9108_TCP_ADDR", "10.0.0.1"),
+        ("LRUREC_WORKER_SERVICE_HOST", "10.0.0.1"),
+        ("LRUREC_SERVICE_PORT_METRICS", "9108"),
+    ],
+)
+def test_the_variables_of_kubernetes_are_none_of_ours(name: str, value: str) -> None:
+    """It sets them in every container of a namespace with a service named lrurec."""
+    assert parse("F", **{name: value}).settings == Settings()
+    with pytest.raises(SettingsInvalid, match="nearest is LRUREC_METRICS__PORT"):
+        parse("F", LRUREC_METRICS_PORT="9108")
+
+
+def test_a_signal_while_arguments_are_read_is_no_wrong_argument(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A supervisor does not restart what ends with 2."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(tyro, "cli", interrupted)
+
+    with pytest.raises(SystemExit) as ended:
+        parse("F")
+    assert ended.value.code == 143
+
+
 def test_every_setting_has_a_variable() -> None:
     """Every setting can be given by its variable; no two share one."""
     names = [variable_name(name) for name, _ in settings_fields(Settings())]
