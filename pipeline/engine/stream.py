@@ -33,6 +33,7 @@ from state.store import StateStore
 GATHER_TURNS = 4
 MAX_BATCH_BYTES_IN = 16 * 2**20  # records of a micro-batch
 MAX_WAITING_BYTES = 64 * 2**20  # records that wait for one
+REFRESH_PERIOD_S = 1.0
 
 
 class StreamService(Service):
@@ -232,6 +233,18 @@ class StreamService(Service):
             raise
         except BaseException as error:
             end_by(error, "taking checkpoints")
+
+    @Service.task
+    async def _refresh(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while not self.should_stop:
+                await loop.run_in_executor(self.compute, self.processor.refresh)
+                await self.sleep(REFRESH_PERIOD_S)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            end_by(error, "a change of release")
 
     def _is_current(self, event: Any) -> bool:
         return bool(

@@ -84,9 +84,7 @@ class RecommendationProcessor:
             return self._process(chunks)
 
     def _process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
-        model = self._holder.take_next()
-        if model is not None:
-            self._serve(model)
+        self.refresh()
         clock = [time.perf_counter()]
         index_of = self._model.index_of if self._model else {}
         batch = decode_chunks(chunks, self._decoder, self._source, index_of)
@@ -104,6 +102,13 @@ class RecommendationProcessor:
         self._count(batch, applied, ranked, is_answered)
         self._metrics.observe_stages(("decode", "load", "rank", "encode"), np.diff(clock))
         return results
+
+    def refresh(self) -> None:
+        """Go over to a release that waits."""
+        model = self._holder.take_next()
+        if model is not None:
+            with torch.inference_mode():
+                self._serve(model)
 
     def snapshot(self, partition: int) -> Snapshot:
         """Return what moved in the partition since the last snapshot."""
