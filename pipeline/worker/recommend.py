@@ -6,6 +6,7 @@ new items (one scan for all), rank, write the heads. The records decide everythi
 from any earlier row they give the same states.
 """
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from pipeline.worker.served_model import ModelHolder, ServedModel
 from pipeline.worker.wire import count_short, encode_recommendations
 from state.row import EVENT_IDS, RowLayout, append_items, ring_items
 from state.store import StateStore
+
+logger = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 
@@ -109,6 +112,7 @@ class RecommendationProcessor:
         if model is not None:
             with torch.inference_mode():
                 self._serve(model)
+            logger.info("release %d serves", model.version)
 
     def snapshot(self, partition: int) -> Snapshot:
         """Return what moved in the partition since the last snapshot."""
