@@ -6,6 +6,7 @@ process.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,7 @@ class StreamService(Service):
         self._room, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._in_flight = 0
+        self._finished_s = -math.inf
         self._accepting = False
         self._position: dict[tuple[int, Any], int] = {}
         self._producer: AIOKafkaProducer | None = None
@@ -255,6 +257,7 @@ class StreamService(Service):
 
     def _finish_batch(self) -> None:
         self.pulse.progress()
+        self._finished_s = time.time()
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
@@ -328,6 +331,22 @@ class StreamService(Service):
             if end is not None and position is not None:
                 lags[number] = max(0, end - position)
         return lags
+
+    def quiet_s(self, now_s: float) -> float:
+        """Return for how long an owned partition may not have flowed, the worst of them.
+
+        So long ago Kafka last answered a fetch of it, or the last micro-batch was finished: while
+        there is enough to do nothing is fetched. Infinite where neither ever was, 0 where nothing
+        is owned. May be called from any thread.
+
+        Args:
+            now_s: Unix time.
+        """
+        answers = [
+            self.app.consumer.last_answer_s(TP(self.options.source, number))
+            for number in list(self.partitions)
+        ]
+        return now_s - max(self._finished_s, min(answers)) if answers else 0.0
 
     # --- ownership
 
