@@ -236,6 +236,7 @@ def create_worker(
         )
         app.on_joined = start.over
         health = HealthReport(app, start)
+        metrics.ready.set_function(lambda: health.ready()[0])
         server = serve(
             registry,
             settings.metrics.host,

@@ -91,13 +91,14 @@ def test_two_processes_share_the_partitions(stream: Settings) -> None:
         by_process = supervised.series("lrurec_events_total")
         owned = supervised.series("lrurec_partitions_owned")
         up = supervised.series("lrurec_process_up")
+        ready = supervised.series("lrurec_ready")
         light = psutil.Process(supervised.process.pid).memory_info().rss / 2**20
         children = supervised.children()
         code = supervised.stop()
 
     assert by_process == {"0": 1000.0, "1": 1000.0}
     assert owned == {"0": 2.0, "1": 2.0}
-    assert up == {"0": 1.0, "1": 1.0}
+    assert up == ready == {"0": 1.0, "1": 1.0}
     assert light < 120
     assert code == 0
     assert not any(map(runs, children.values()))
