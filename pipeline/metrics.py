@@ -185,6 +185,7 @@ class Metrics:
             buckets=LONG_BUCKETS_S,
             **own,
         )
+        self.ready = Gauge("lrurec_ready", "Whether partitions flow, as /readyz says", **own)
         self.partitions_owned = Gauge("lrurec_partitions_owned", "Partitions of this worker", **own)
         self.consumer_lag = Gauge(
             "lrurec_consumer_lag_events",

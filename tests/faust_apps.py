@@ -80,6 +80,9 @@ class OffsetProcessor:
                 result.outputs.append((record.key, record.value))
         return list(results.values())
 
+    def refresh(self) -> None:
+        """Nothing changes elsewhere."""
+
     def snapshot(self, partition: int) -> Snapshot:
         return Snapshot(rows=list(self._rows.pop(partition, {}).items()))
 

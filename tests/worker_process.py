@@ -55,16 +55,21 @@ class WorkerProcess:
 
     def wait_until_ready(self) -> None:
         """Wait until its partitions flow."""
-        port = self.settings.metrics.port
         deadline = time.monotonic() + START_DEADLINE_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log()[-3000:]
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
-                    return
-            except (URLError, OSError):
-                time.sleep(0.1)
+            if self.is_ready():
+                return
+            time.sleep(0.1)
         raise AssertionError(f"not ready within {START_DEADLINE_S} s\n{self.log()[-3000:]}")
+
+    def is_ready(self) -> bool:
+        """Whether /readyz says yes."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.settings.metrics.port}/readyz", timeout=2):
+                return True
+        except (URLError, OSError):
+            return False
 
     def metric(self, name: str) -> float:
         """The value of one series, as /metrics shows it."""

@@ -99,6 +99,10 @@ class Processor(Protocol):
         """
         ...
 
+    def refresh(self) -> None:
+        """Take up what changed elsewhere. Called every second, also where no records come."""
+        ...
+
     def snapshot(self, partition: int) -> Snapshot:
         """Return what moved in the partition since the last snapshot."""
         ...

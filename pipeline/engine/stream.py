@@ -6,6 +6,7 @@ process.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from state.store import StateStore
 GATHER_TURNS = 4
 MAX_BATCH_BYTES_IN = 16 * 2**20  # records of a micro-batch
 MAX_WAITING_BYTES = 64 * 2**20  # records that wait for one
+REFRESH_PERIOD_S = 1.0
 
 
 class StreamService(Service):
@@ -86,6 +88,7 @@ class StreamService(Service):
         self._room, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._in_flight = 0
+        self._finished_s = -math.inf
         self._accepting = False
         self._position: dict[tuple[int, Any], int] = {}
         self._producer: AIOKafkaProducer | None = None
@@ -236,6 +239,18 @@ class StreamService(Service):
         except BaseException as error:
             end_by(error, "taking checkpoints")
 
+    @Service.task
+    async def _refresh(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while not self.should_stop:
+                await loop.run_in_executor(self.compute, self.processor.refresh)
+                await self.sleep(REFRESH_PERIOD_S)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            end_by(error, "a change of release")
+
     def _is_current(self, event: Any) -> bool:
         return bool(
             self._accepting
@@ -245,6 +260,7 @@ class StreamService(Service):
 
     def _finish_batch(self) -> None:
         self.pulse.progress()
+        self._finished_s = time.time()
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
@@ -318,6 +334,22 @@ class StreamService(Service):
             if end is not None and position is not None:
                 lags[number] = max(0, end - position)
         return lags
+
+    def quiet_s(self, now_s: float) -> float:
+        """Return for how long an owned partition may not have flowed, the worst of them.
+
+        So long ago Kafka last answered a fetch of it, or the last micro-batch was finished: while
+        there is enough to do nothing is fetched. Infinite where neither ever was, 0 where nothing
+        is owned. May be called from any thread.
+
+        Args:
+            now_s: Unix time.
+        """
+        answers = [
+            self.app.consumer.last_answer_s(TP(self.options.source, number))
+            for number in list(self.partitions)
+        ]
+        return now_s - max(self._finished_s, min(answers)) if answers else 0.0
 
     # --- ownership
 

@@ -5,6 +5,7 @@ loses events there, is listed in `compat.FAULTS`; each override names the entry 
 """
 
 import asyncio
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -229,6 +230,18 @@ class Consumer(driver.Consumer):
         except (AssertionError, AttributeError):
             return None
         return end
+
+    def last_answer_s(self, tp: TP) -> float:
+        """Return when Kafka last answered a fetch of the partition, Unix time; never: -infinity.
+
+        May be called from any thread.
+        """
+        consumer = self._thread._ensure_consumer()
+        try:
+            answered_ms = consumer.last_poll_timestamp(driver.ensure_aiokafka_TP(tp))
+        except (AssertionError, AttributeError):  # taken away at this moment: see `last_known_end`
+            answered_ms = None
+        return -math.inf if answered_ms is None else answered_ms / 1000
 
     async def require_readable(self, tp: TP, position: int) -> None:
         """End the process where the partition's log does not reach from or up to a position."""

@@ -24,7 +24,7 @@ from pipeline.cluster.topics import NO_ID, may_be_same, topic_id
 from pipeline.errors import BrokerUnavailable, NotEnoughEvents, TrainingLocked
 from pipeline.metrics import TrainerMetrics
 from pipeline.settings import Settings, TrainerSettings
-from pipeline.training.folder import TrainingFolder, manifests
+from pipeline.training.folder import TrainingFolder, manifests, release_versions
 from pipeline.training.job import TrainingReport, train_release
 from pipeline.training.sequences import ReadProgress
 from pipeline.worker.releases import announce, read_announcements
@@ -127,6 +127,7 @@ class Trainer:
         self._settings = settings
         self._metrics = metrics
         self._stop = stop
+        self._noted = 0
 
     def run(self) -> None:
         """Train until a stop ends it, which leaves as TrainerStopped.
@@ -141,11 +142,11 @@ class Trainer:
         with suppress(TrainingLocked), folder.locked():
             pass
         self._announce_left_over()
-        self._note_newest()
         resume = self._left_interrupted(folder)
         nothing = LastTraining(started_s=0.0, ends={}, enough_events=1)
         last = self._last_release() or nothing
         while True:
+            self._note_newest()
             ends = self.ask_broker(
                 lambda: end_offsets(settings.kafka, settings.topics.interactions, committed=True)
             )
@@ -206,7 +207,11 @@ class Trainer:
         _log.info("release %d is announced, which an earlier run had left", release.version)
 
     def _note_newest(self) -> None:
-        """Tell of the newest release from an earlier run, so that its age is known from now on."""
+        """Tell how old the newest release is that the gate let pass, whoever made it."""
+        newest = max(release_versions(self._settings.trainer.releases_dir), default=0)
+        if newest == self._noted:
+            return
+        self._noted = newest
         for manifest in self._own_manifests():
             if manifest.training.get("to_announce"):
                 created = datetime.fromisoformat(manifest.created)
@@ -290,7 +295,6 @@ class Trainer:
         if report.refused:
             _log.warning("release %d is refused: %s", release.version, report.refused)
         else:
-            metrics.last_release_timestamp.set_to_current_time()
             _log.info("release %d is announced", release.version)
         _log.info(
             "release %d: Recall@10 %s; %d events, %d users, %d items; %.1f s",

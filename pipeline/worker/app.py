@@ -9,6 +9,7 @@ import gc
 import logging
 import resource
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 LAG_PERIOD_S = 1.0
 SWITCH_INTERVAL_S = 0.001
+QUIET_S = 5.0  # beyond what a fetch may wait for records: Kafka is away then
 METADATA_AGE_MS = 30_000  # how soon a worker learns that its topic has other partitions
 
 
@@ -237,6 +239,7 @@ def create_worker(
         )
         app.on_joined = start.over
         health = HealthReport(app, start)
+        metrics.ready.set_function(lambda: health.ready()[0])
         server = serve(
             registry,
             settings.metrics.host,
@@ -287,6 +290,7 @@ class HealthReport:
     def __init__(self, app: EngineApp, start: StartWatch) -> None:
         self._app = app
         self._start = start
+        self._most_quiet_s = QUIET_S + app.engine_options.fetch_max_wait_ms / 1000
 
     def alive(self) -> tuple[bool, str]:
         """Tell whether work that waits makes progress; a start that takes too long ends itself."""
@@ -299,6 +303,9 @@ class HealthReport:
 
     def ready(self) -> tuple[bool, str]:
         """Tell whether the worker's partitions flow."""
-        owned = sorted(self._app.stream_service.partitions)
-        flowing = not self._app.rebalancing and self._app.tables.actives_ready
-        return flowing, f"partitions {owned}" if flowing else "waiting for partitions or their rows"
+        if self._app.rebalancing or not self._app.tables.actives_ready:
+            return False, "waiting for partitions or their rows"
+        stream = self._app.stream_service
+        if stream.quiet_s(time.time()) > self._most_quiet_s:
+            return False, "waiting for Kafka to answer a fetch"
+        return True, f"partitions {sorted(stream.partitions)}"

@@ -6,6 +6,7 @@ new items (one scan for all), rank, write the heads. The records decide everythi
 from any earlier row they give the same states.
 """
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from pipeline.worker.served_model import ModelHolder, ServedModel
 from pipeline.worker.wire import count_short, encode_recommendations
 from state.row import EVENT_IDS, RowLayout, append_items, ring_items
 from state.store import StateStore
+
+logger = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 
@@ -84,9 +87,7 @@ class RecommendationProcessor:
             return self._process(chunks)
 
     def _process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
-        model = self._holder.take_next()
-        if model is not None:
-            self._serve(model)
+        self.refresh()
         clock = [time.perf_counter()]
         index_of = self._model.index_of if self._model else {}
         batch = decode_chunks(chunks, self._decoder, self._source, index_of)
@@ -104,6 +105,14 @@ class RecommendationProcessor:
         self._count(batch, applied, ranked, is_answered)
         self._metrics.observe_stages(("decode", "load", "rank", "encode"), np.diff(clock))
         return results
+
+    def refresh(self) -> None:
+        """Go over to a release that waits."""
+        model = self._holder.take_next()
+        if model is not None:
+            with torch.inference_mode():
+                self._serve(model)
+            logger.info("release %d serves", model.version)
 
     def snapshot(self, partition: int) -> Snapshot:
         """Return what moved in the partition since the last snapshot."""

@@ -64,6 +64,9 @@ class CountingProcessor:
             results.append(PartitionResult(partition, outputs, [], len(moved)))
         return results
 
+    def refresh(self) -> None:
+        """Nothing changes elsewhere."""
+
     def snapshot(self, partition: int) -> Snapshot:
         counts, filler = self._counts[partition], self._filler
         moved, self._moved[partition] = self._moved[partition], set()

@@ -84,6 +84,9 @@ class IdleProcessor:
         self._stopwatch.count(sum(len(chunk) for _, chunk in chunks))
         return [PartitionResult(partition, []) for partition in dict.fromkeys(p for p, _ in chunks)]
 
+    def refresh(self) -> None:
+        """Nothing changes elsewhere."""
+
     def snapshot(self, partition: int) -> Snapshot:
         return Snapshot(rows=[])
 

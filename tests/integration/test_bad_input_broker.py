@@ -170,11 +170,15 @@ def test_a_broker_may_go_away_and_return(own_broker: Settings) -> None:
         info = broker.status(settings.broker)
         assert info is not None
         os.kill(info.pid, signal.SIGKILL)
+        wait_until(lambda: not worker.is_ready(), "a worker that says so", AWAY_S)
+        assert worker.metric("lrurec_ready") == 0
         time.sleep(AWAY_S)
         assert worker.process.poll() is None
         broker.start(settings.broker)
         send(address, topic, clicks(1))
         all_have(50)
+        worker.wait_until_ready()
+        assert worker.metric("lrurec_ready") == 1
         announce(settings, random_release(settings.trainer.releases_dir, ITEMS, version=2))
         loaded = 'lrurec_model_swaps_total{result="loaded"}'
         wait_until(lambda: worker.metric(loaded) == 2, "a release after the return")

@@ -27,6 +27,11 @@ USERS = 40
 @pytest.fixture
 def stream(settings: Settings) -> Settings:
     """Topics, a release that is announced, a port for the metrics, and a short session."""
+    return made_stream(settings)
+
+
+def made_stream(settings: Settings) -> Settings:
+    """What `stream` gives."""
     own = replace(
         settings,
         metrics=MetricsSettings(port=free_port()),
@@ -86,13 +91,14 @@ def test_two_processes_share_the_partitions(stream: Settings) -> None:
         by_process = supervised.series("lrurec_events_total")
         owned = supervised.series("lrurec_partitions_owned")
         up = supervised.series("lrurec_process_up")
+        ready = supervised.series("lrurec_ready")
         light = psutil.Process(supervised.process.pid).memory_info().rss / 2**20
         children = supervised.children()
         code = supervised.stop()
 
     assert by_process == {"0": 1000.0, "1": 1000.0}
     assert owned == {"0": 2.0, "1": 2.0}
-    assert up == {"0": 1.0, "1": 1.0}
+    assert up == ready == {"0": 1.0, "1": 1.0}
     assert light < 120
     assert code == 0
     assert not any(map(runs, children.values()))
@@ -125,6 +131,22 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(stream: Settings)
     assert f"process 1 (pid {victim.pid}) ended after" in supervised.log()
     assert "killed by SIGKILL; starting it again in 1 s" in supervised.log()
     assert_each_event_counts_once(stream, 2000)
+
+
+def test_a_process_without_partitions_goes_over_to_a_release_too(settings: Settings) -> None:
+    """Else it would seem to stay behind for ever, with nothing wrong."""
+    narrow = made_stream(replace(settings, topics=replace(settings.topics, partitions=1)))
+    with running_supervisor(narrow) as supervised:
+        supervised.wait_until_ready()
+        owned = supervised.series("lrurec_partitions_owned")
+
+        announce(narrow, random_release(narrow.trainer.releases_dir, ITEMS, version=2))
+
+        wait_until(
+            lambda: supervised.series("lrurec_model_version") == {"0": 2.0, "1": 2.0},
+            "release 2 in both",
+        )
+        assert sorted(owned.values()) == [0.0, 1.0]
 
 
 def test_no_process_outlives_a_killed_supervisor(stream: Settings) -> None:

@@ -183,6 +183,26 @@ def test_a_training_elsewhere_is_waited_for(world: Settings) -> None:
     assert announced(world) == []
 
 
+def test_a_release_that_another_made_is_the_newest_to_a_trainer_that_waits(world: Settings) -> None:
+    """Else its age would grow, and the alert on it would fire, while fresh ones serve."""
+    send_walks(world, users=60)
+    train_release(world)
+    name = "lrurec_train_last_release_timestamp_seconds"
+    with running_trainer(world) as trainer:
+        trainer.wait(lambda: trainer.metric(name), "the release from before its start")
+        before_s = trainer.metric(name)
+
+        train_release(world)
+
+        trainer.wait(lambda: trainer.metric(name) != before_s, "the release of another")
+        steps = trainer.metric("lrurec_train_steps_total")
+        noted_s = trainer.metric(name)
+
+    first, second = (datetime.fromisoformat(one.created).timestamp() for one in releases(world))
+    assert (before_s, noted_s) == (first, second)
+    assert steps == 0
+
+
 def test_too_few_events_are_waited_for(world: Settings) -> None:
     """What cannot train a model yet is looked at again when there is twice as much."""
     with running_trainer(world) as trainer:

@@ -261,8 +261,7 @@ def test_a_real_worker_keeps_its_promises(worker: WorkerProcess, tmp_path: Path)
     code, report = judge(settings, tmp_path)  # beside the worker
     assert report["findings"] == []
     assert code == 0
-    # It serves from the next micro-batch on, which may have to come yet.
-    wait_until(lambda: worker.metric('lrurec_model_swaps_total{result="loaded"}') == 2, "a release")
+    wait_until(lambda: worker.metric("lrurec_model_version") == 2, "a release")
     produce(settings, 3, 300)
     wait_until(lambda: committed_lag(settings) == 0, "all records answered")
     assert worker.metric("lrurec_model_version") == 2

@@ -129,6 +129,16 @@ def test_a_running_worker_goes_over_to_an_announced_release(worker: WorkerProces
     assert "expected SHA-256" in worker.log()
 
 
+def test_a_worker_without_events_goes_over_as_well(worker: WorkerProcess) -> None:
+    """Its figures and its log name the release that will answer the next event."""
+    folder = worker.settings.trainer.releases_dir
+
+    announce(worker.settings, random_release(folder, ITEMS, version=2, hidden_size=12))
+
+    wait_until(lambda: worker.metric("lrurec_model_version") == 2, "release 2")
+    assert worker.log().count(" release 2 serves\n") == 1
+
+
 def test_an_older_release_is_gone_back_to_by_announcing_it(worker: WorkerProcess) -> None:
     """`lrurec announce` makes a running worker serve what is there already."""
     settings = worker.settings

@@ -176,7 +176,7 @@ def state_of(model: ServedModel, items: list[str]) -> Any:
 @hypothesis.given(
     events=st.lists(_EVENT, min_size=1, max_size=40),
     cuts=st.lists(
-        st.tuples(st.integers(1, 6), st.sampled_from(["settle", "restart", "swap", "", ""])),
+        st.tuples(st.integers(1, 6), st.sampled_from(["settle", "restart", "swap", "refresh", ""])),
         min_size=12,
         max_size=12,
     ),
@@ -216,6 +216,8 @@ def test_rows_hold_every_event_once_whatever_is_read_again(
         elif action == "swap":
             model = next(swaps)
             world.holder.offer(model)
+        elif action == "refresh":
+            world.processor.refresh()
     world.settle()
 
     rows = world.rows()

@@ -3,15 +3,19 @@
 import importlib
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from pipeline.__main__ import COMMANDS
 from pipeline.metrics import Metrics, SupervisorMetrics, TrainerMetrics
@@ -19,6 +23,7 @@ from pipeline.settings import MetricsSettings, WorkerSettings, parse_command
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+PROMTOOL = shutil.which("promtool")
 OWN_SERVICES = ("topics", "worker", "trainer")
 
 
@@ -153,10 +158,29 @@ def test_an_alert_asks_for_metrics_that_exist(rule: dict[str, Any]) -> None:
 
     asked = re.findall(r"(lrurec_\w+)(?:\{(\w+=\"\w+\")\})?", rule["expr"])
 
-    assert asked or re.search(r'up\{job="lrurec-(worker|trainer)"\}', rule["expr"])
+    of_prometheus = r'(up|process_start_time_seconds)\{job="lrurec-(worker|trainer)"\}'
+    assert asked or re.search(of_prometheus, rule["expr"])
     assert set(asked) <= exported
     assert rule["labels"]["severity"] in {"page", "ticket"}
     assert {"summary", "action"} <= rule["annotations"].keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the client reads it from /proc")
+def test_a_process_tells_when_it_started() -> None:
+    """By which an alert sees that one ends again and again."""
+    started_s = REGISTRY.get_sample_value("process_start_time_seconds")
+
+    assert started_s == pytest.approx(psutil.Process().create_time(), abs=5)
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="Prometheus is not installed")
+def test_alerts_fire_when_they_should() -> None:
+    """Prometheus itself evaluates the rules on the series of outages that were missed once."""
+    command = [str(PROMTOOL), "test", "rules", str(DEPLOY / "prometheus" / "alerts_test.yml")]
+
+    tested = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 def test_the_image_gets_what_it_copies() -> None:

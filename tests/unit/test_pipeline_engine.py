@@ -1,6 +1,7 @@
 """What the engine's parts do where a broker refuses or an assignment comes at a bad moment."""
 
 import asyncio
+import math
 import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -231,6 +232,47 @@ def test_a_partition_that_is_taken_away_at_this_moment_has_no_known_end(
             raise error
 
     assert AskedTooLate().last_known_end(TP("in", 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("answered_s", "finished_s", "quiet_s"),
+    [
+        ({}, None, 0.0),
+        ({0: 99.0, 1: 98.0}, None, 2.0),
+        ({0: 99.0, 1: 40.0}, None, 60.0),
+        ({0: 40.0, 1: 40.0}, 97.0, 3.0),
+        ({0: 99.0, 1: -math.inf}, None, math.inf),
+    ],
+    ids=["nothing owned", "all answered", "one is not", "busy instead", "one never was"],
+)
+def test_what_flows_is_fetched_or_worked_on(
+    answered_s: dict[int, float], finished_s: float | None, quiet_s: float
+) -> None:
+    """Kafka is away when it answers no fetch, but while there is enough to do none is sent."""
+    consumer = SimpleNamespace(last_answer_s=lambda tp: answered_s[tp.partition])
+    stream = StreamService(SimpleNamespace(consumer=consumer), OPTIONS, None, MemoryStore())  # type: ignore[arg-type]
+    for number in answered_s:
+        stream.add(OwnedPartition(number, None))  # type: ignore[arg-type]
+    if finished_s is not None:
+        stream._finished_s = finished_s
+
+    assert stream.quiet_s(100.0) == quiet_s
+
+
+@pytest.mark.parametrize("error", [AssertionError, AttributeError])
+def test_a_partition_that_is_taken_away_at_this_moment_was_never_answered(
+    error: type[Exception],
+) -> None:
+    """As for its end: another thread asks."""
+
+    def asked_too_late(_: TP) -> int:
+        raise error
+
+    consumer = Consumer.__new__(Consumer)
+    asked = SimpleNamespace(last_poll_timestamp=asked_too_late)
+    consumer._thread = SimpleNamespace(_ensure_consumer=lambda: asked)
+
+    assert consumer.last_answer_s(TP("in", 0)) == -math.inf
 
 
 def test_many_partitions_take_turns_at_a_bounded_rate() -> None:
