@@ -19,6 +19,7 @@ import aiokafka.errors
 from kafka import IsolationLevel, KafkaAdminClient, OffsetSpec, TopicPartition
 from kafka.errors import KafkaError
 
+from pipeline.cluster.admin_connection import ConnectionRefused, connect_admin
 from pipeline.cluster.header_names import tolerate_bad_names
 from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
 from pipeline.settings import KafkaSettings
@@ -161,11 +162,18 @@ def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
     """Connect for administration; any error of Kafka inside leaves as `BrokerUnavailable`."""
     wait_for_kafka(kafka)
     try:
-        admin = KafkaAdminClient(**kafka_python_options(kafka))
+        admin = connect_admin(kafka_python_options(kafka))
         try:
             yield admin
         finally:
             admin.close()
+    except ConnectionRefused as exc:
+        msg = (
+            f"Kafka at {kafka.bootstrap_servers} does not take this program's connection: {exc}; "
+            f"see to kafka.security_protocol ({kafka.security_protocol}) and the settings that go "
+            "with it"
+        )
+        raise BrokerUnavailable(msg) from exc
     except KafkaError as exc:
         msg = f"Kafka at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
         raise BrokerUnavailable(msg) from exc
