@@ -6,14 +6,13 @@ user live on the partition number that the user's events arrive on. What exists 
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import NoError, TopicAlreadyExistsError
 
 from pipeline.cluster.clients import kafka_admin
+from pipeline.cluster.topic_differences import Difference, FoundTopic, Topic, find_differences
 from pipeline.errors import TopicMismatch
 from pipeline.settings import KafkaSettings, Settings
 
@@ -42,50 +41,13 @@ CHANGELOG_CONFIG = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Topic:
-    """One topic as it should be.
-
-    Attributes:
-        name: Its name in Kafka.
-        what: What a record of it is.
-        partitions: How many it gets.
-        config: Kafka's settings of the topic.
-        keyed_by_user: Whether its partitions must be as many as the interactions have.
-    """
-
-    name: str
-    what: str
-    partitions: int
-    config: Mapping[str, str] = field(default_factory=dict)
-    keyed_by_user: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One fact about a topic that is not as expected; `fatal` ones keep a worker from starting."""
-
-    topic: str
-    fact: str
-    expected: str
-    got: str
-    fatal: bool
-    remedy: str
-
-    def __str__(self) -> str:
-        return (
-            f"topic {self.topic}: {self.fact}: expected {self.expected}, got {self.got}; "
-            f"{self.remedy}"
-        )
-
-
 def changelog_name(app_id: str) -> str:
     """Return the name of the changelog topic of the worker's table."""
     return f"{app_id}-{TABLE_NAME}-changelog"
 
 
 def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic, ...]:
-    """Return every topic of these settings.
+    """Return every topic of these settings, the interactions first and the changelog last.
 
     Args:
         settings: Names, counts and the application id.
@@ -96,6 +58,7 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
     return (
         Topic(
             name=names.interactions,
+            setting="topics.interactions",
             what="one click of a user on an item, key: user id",
             partitions=count,
             # The trainer learns from all of it.
@@ -103,12 +66,14 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
         ),
         Topic(
             name=names.recommendations,
+            setting="topics.recommendations",
             what="the newest recommendations of a user, key: user id",
             partitions=count,
             config={"cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS)},
         ),
         Topic(
             name=names.dead_letters,
+            setting="topics.dead_letters",
             what="a record that could not be used, with the reason",
             partitions=count,
             config={
@@ -119,6 +84,7 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
         ),
         Topic(
             name=names.models,
+            setting="topics.models",
             what="a release to serve from now on",
             partitions=1,
             keyed_by_user=False,
@@ -126,6 +92,7 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
         ),
         Topic(
             name=names.items,
+            setting="topics.items",
             what="title and availability of an item, key: item id",
             partitions=1,
             keyed_by_user=False,
@@ -133,12 +100,14 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
         ),
         Topic(
             name=names.users,
+            setting="topics.users",
             what="a command about a user, key: user id",
             partitions=count,
             config={"cleanup.policy": "compact"},
         ),
         Topic(
             name=changelog_name(settings.worker.app_id),
+            setting="worker.app_id",
             what="the state row of a user, key: user id",
             partitions=count,
             config=CHANGELOG_CONFIG,
@@ -158,7 +127,7 @@ def create_topics(settings: Settings) -> list[str]:
     """
     with kafka_admin(settings.kafka) as admin:
         existing = _partition_counts(admin, all_topics(settings))
-        topics = _wanted(settings, existing)
+        topics = all_topics(settings, existing.get(settings.topics.interactions))
         wanted = {
             topic.name: {
                 "num_partitions": topic.partitions,
@@ -244,8 +213,15 @@ def _raise_fatal(differences: list[Difference]) -> None:
         raise TopicMismatch(msg)
 
 
-def _wanted(settings: Settings, existing: Mapping[str, int]) -> tuple[Topic, ...]:
-    return all_topics(settings, existing.get(settings.topics.interactions))
+def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference]:
+    existing = _partition_counts(admin, all_topics(settings))
+    topics = all_topics(settings, existing.get(settings.topics.interactions))
+    configs = _configs(admin, list(existing))
+    found = {
+        name: FoundTopic(partitions=partitions, config=configs[name])
+        for name, partitions in existing.items()
+    }
+    return find_differences(topics, found, settings.kafka.bootstrap_servers)
 
 
 def _partition_counts(admin: KafkaAdminClient, topics: tuple[Topic, ...]) -> dict[str, int]:
@@ -253,85 +229,6 @@ def _partition_counts(admin: KafkaAdminClient, topics: tuple[Topic, ...]) -> dic
     described = admin.describe_topics([topic.name for topic in topics])
     counts = {topic["name"]: len(topic["partitions"]) for topic in described}
     return {topic.name: counts[topic.name] for topic in topics if counts.get(topic.name)}
-
-
-def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference]:
-    existing = _partition_counts(admin, all_topics(settings))
-    topics = _wanted(settings, existing)
-    configs = _configs(admin, [topic.name for topic in topics if topic.name in existing])
-    found: list[Difference] = []
-    for topic in topics:
-        if topic.name not in existing:
-            found.append(
-                Difference(
-                    topic=topic.name,
-                    fact="existence",
-                    expected=f"{topic.partitions} partitions ({topic.what})",
-                    got="no such topic",
-                    fatal=True,
-                    remedy="make it: lrurec topics create",
-                )
-            )
-            continue
-        if existing[topic.name] != topic.partitions:
-            found.append(_count_difference(topic, existing[topic.name], settings))
-        found += _config_differences(topic, configs[topic.name], settings)
-    return sorted(found, key=lambda difference: not difference.fatal)
-
-
-def _count_difference(topic: Topic, got: int, settings: Settings) -> Difference:
-    reason = f", as {settings.topics.interactions} has" if topic.keyed_by_user else ""
-    return Difference(
-        topic=topic.name,
-        fact="partitions",
-        expected=f"{topic.partitions}{reason}",
-        got=str(got),
-        fatal=True,
-        remedy=(
-            f"delete it (kafka-topics.sh --bootstrap-server {settings.kafka.bootstrap_servers} "
-            f"--delete --topic {topic.name}), then: lrurec topics create"
-        ),
-    )
-
-
-def _config_differences(
-    topic: Topic, got: Mapping[str, str], settings: Settings
-) -> list[Difference]:
-    found = []
-    for key in ("cleanup.policy", "retention.ms", "max.message.bytes"):
-        if key not in topic.config or _parts(got[key]) == _parts(topic.config[key]):
-            continue
-        if key == "max.message.bytes" and int(got[key]) > int(topic.config[key]):
-            continue  # the more the better
-        found.append(
-            Difference(
-                topic=topic.name,
-                fact=key,
-                expected=topic.config[key],
-                got=got[key],
-                fatal=key == "cleanup.policy" and _is_lossy(topic.config[key], got[key]),
-                remedy=(
-                    f"kafka-configs.sh --bootstrap-server {settings.kafka.bootstrap_servers} "
-                    f"--alter --entity-type topics --entity-name {topic.name} "
-                    f"--add-config '{key}=[{topic.config[key]}]'"
-                ),
-            )
-        )
-    return found
-
-
-def _is_lossy(expected: str, got: str) -> bool:
-    """Whether a cleanup policy loses what the topic is for.
-
-    Compaction would swallow clicks and dead letters, deletion by age states and releases.
-    Recommendations may go either way.
-    """
-    lossy = {"delete": "compact", "compact": "delete"}.get(expected)
-    return lossy is not None and lossy in _parts(got)
-
-
-def _parts(value: str) -> set[str]:
-    return set(value.replace(" ", "").split(","))
 
 
 def _configs(admin: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:

@@ -1,0 +1,162 @@
+"""What a topic should be, and how one that exists differs from that.
+
+Knows no client of Kafka: what exists is handed in. No remedy deletes a topic: each may hold what is
+nowhere else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic as it should be.
+
+    Attributes:
+        name: Its name in Kafka.
+        what: What a record of it is.
+        setting: The setting that its name comes from.
+        partitions: How many it gets.
+        config: Kafka's settings of the topic.
+        keyed_by_user: Whether its partitions must be as many as the interactions have.
+    """
+
+    name: str
+    what: str
+    setting: str
+    partitions: int
+    config: Mapping[str, str] = field(default_factory=dict)
+    keyed_by_user: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundTopic:
+    """One topic as it is.
+
+    Attributes:
+        partitions: How many it has.
+        config: Kafka's settings of it.
+    """
+
+    partitions: int
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One fact about a topic that is not as expected; `fatal` ones keep a worker from starting."""
+
+    topic: str
+    fact: str
+    expected: str
+    got: str
+    fatal: bool
+    remedy: str
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic}: {self.fact}: expected {self.expected}, got {self.got}; "
+            f"{self.remedy}"
+        )
+
+
+def find_differences(
+    topics: Sequence[Topic], found: Mapping[str, FoundTopic], servers: str
+) -> list[Difference]:
+    """Compare every topic with what was found of it, the gravest differences first.
+
+    Args:
+        topics: All of them: the interactions first, whose partition count rules, the changelog
+            last.
+        found: Those that exist, by name.
+        servers: The brokers, for the commands that remedies name.
+    """
+    differences: list[Difference] = []
+    for topic in topics:
+        if topic.name not in found:
+            differences.append(_missing(topic, is_source=topic is topics[0]))
+            continue
+        differences += _count_differences(topic, topics, found)
+        differences += _config_differences(topic, found[topic.name].config, servers)
+    return sorted(differences, key=lambda difference: not difference.fatal)
+
+
+def _missing(topic: Topic, *, is_source: bool) -> Difference:
+    correct = f"correct {topic.setting} if another is meant, else " if is_source else ""
+    return Difference(
+        topic=topic.name,
+        fact="existence",
+        expected=f"{topic.partitions} partitions ({topic.what})",
+        got="no such topic",
+        fatal=True,
+        remedy=f"{correct}make it: lrurec topics create",
+    )
+
+
+def _count_differences(
+    topic: Topic, topics: Sequence[Topic], found: Mapping[str, FoundTopic]
+) -> list[Difference]:
+    """Compare the partition count; without the interactions nobody knows what it should be."""
+    source, changelog = topics[0], topics[-1]
+    got = found[topic.name].partitions
+    if got == topic.partitions or (topic.keyed_by_user and source.name not in found):
+        return []
+    states = found.get(changelog.name)
+    if topic.keyed_by_user and states is not None and states.partitions != changelog.partitions:
+        anew = [other.setting for other in topics[1:] if other.keyed_by_user and other != changelog]
+        remedy = (
+            f"the states are of interactions with {states.partitions} partitions: name these by "
+            f"{source.setting}, or begin anew with another {changelog.setting}, worker.data_dir, "
+            f"{', '.join(anew)}, then: lrurec topics create"
+        )
+    else:
+        remedy = f"name another by {topic.setting}, then: lrurec topics create"
+    reason = f", as {source.name} has" if topic.keyed_by_user else ""
+    return [
+        Difference(
+            topic=topic.name,
+            fact="partitions",
+            expected=f"{topic.partitions}{reason}",
+            got=str(got),
+            fatal=True,
+            remedy=remedy,
+        )
+    ]
+
+
+def _config_differences(topic: Topic, got: Mapping[str, str], servers: str) -> list[Difference]:
+    found = []
+    for key in ("cleanup.policy", "retention.ms", "max.message.bytes"):
+        if key not in topic.config or _parts(got[key]) == _parts(topic.config[key]):
+            continue
+        if key == "max.message.bytes" and int(got[key]) > int(topic.config[key]):
+            continue  # the more the better
+        found.append(
+            Difference(
+                topic=topic.name,
+                fact=key,
+                expected=topic.config[key],
+                got=got[key],
+                fatal=key == "cleanup.policy" and _is_lossy(topic.config[key], got[key]),
+                remedy=(
+                    f"kafka-configs.sh --bootstrap-server {servers} "
+                    f"--alter --entity-type topics --entity-name {topic.name} "
+                    f"--add-config '{key}=[{topic.config[key]}]'"
+                ),
+            )
+        )
+    return found
+
+
+def _is_lossy(expected: str, got: str) -> bool:
+    """Whether a cleanup policy loses what the topic is for.
+
+    Compaction would swallow clicks and dead letters, deletion by age states and releases.
+    Recommendations may go either way.
+    """
+    lossy = {"delete": "compact", "compact": "delete"}.get(expected)
+    return lossy is not None and lossy in _parts(got)
+
+
+def _parts(value: str) -> set[str]:
+    return set(value.replace(" ", "").split(","))
