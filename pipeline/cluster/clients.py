@@ -21,6 +21,7 @@ from kafka.errors import KafkaError
 
 from pipeline.cluster.admin_connection import ConnectionRefused, connect_admin
 from pipeline.cluster.header_names import tolerate_bad_names
+from pipeline.cluster.rights import TOPIC_REFUSED, grant, in_words
 from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
 from pipeline.settings import KafkaSettings
 
@@ -175,7 +176,7 @@ def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
         )
         raise BrokerUnavailable(msg) from exc
     except KafkaError as exc:
-        msg = f"Kafka at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
+        msg = f"Kafka at {kafka.bootstrap_servers}: {in_words(exc)}"
         raise BrokerUnavailable(msg) from exc
 
 
@@ -229,7 +230,14 @@ def _offsets(
     *,
     committed: bool,
 ) -> dict[int, int]:
-    partitions = [p for t in admin.describe_topics([topic]) for p in t["partitions"]]
+    (described,) = admin.describe_topics([topic])
+    if described["error_code"] == TOPIC_REFUSED:
+        msg = (
+            f"topic {topic}: expected the right Describe at {kafka.bootstrap_servers}, got none; "
+            f"{grant('Describe')}"
+        )
+        raise TopicMismatch(msg)
+    partitions = described["partitions"]
     if not partitions:
         msg = (
             f"topic {topic}: expected at {kafka.bootstrap_servers}, not found there; "
@@ -338,7 +346,7 @@ def kafka_errors(doing: str, kafka: KafkaSettings) -> Iterator[None]:
     try:
         yield
     except aiokafka.errors.KafkaError as exc:
-        msg = f"{doing} at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
+        msg = f"{doing} at {kafka.bootstrap_servers}: {in_words(exc)}"
         raise BrokerUnavailable(msg) from exc
 
 

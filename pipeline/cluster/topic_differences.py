@@ -7,6 +7,8 @@ nowhere else.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.cluster.rights import grant
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
@@ -34,12 +36,14 @@ class FoundTopic:
     """One topic as it is.
 
     Attributes:
-        partitions: How many it has.
+        partitions: How many it has; 0 where that may not be known.
         config: Kafka's settings of it.
+        missing_right: The right without which the rest is not known; None: it is there.
     """
 
     partitions: int
-    config: Mapping[str, str]
+    config: Mapping[str, str] = field(default_factory=dict)
+    missing_right: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +80,13 @@ def find_differences(
         if topic.name not in found:
             differences.append(_missing(topic, is_source=topic is topics[0]))
             continue
-        differences += _count_differences(topic, topics, found)
-        differences += _config_differences(topic, found[topic.name].config, servers)
+        got = found[topic.name]
+        if got.missing_right is not None:
+            differences.append(_right_difference(topic, got.missing_right))
+        if got.partitions:
+            differences += _count_differences(topic, topics, found)
+        if got.config:
+            differences += _config_differences(topic, got.config, servers)
     return sorted(differences, key=lambda difference: not difference.fatal)
 
 
@@ -93,19 +102,30 @@ def _missing(topic: Topic, *, is_source: bool) -> Difference:
     )
 
 
+def _right_difference(topic: Topic, right: str) -> Difference:
+    return Difference(
+        topic=topic.name,
+        fact="rights",
+        expected=right,
+        got="none",
+        fatal=True,
+        remedy=grant(right),
+    )
+
+
 def _count_differences(
     topic: Topic, topics: Sequence[Topic], found: Mapping[str, FoundTopic]
 ) -> list[Difference]:
     """Compare the partition count; without the interactions nobody knows what it should be."""
     source, changelog = topics[0], topics[-1]
     got = found[topic.name].partitions
-    if got == topic.partitions or (topic.keyed_by_user and source.name not in found):
+    if got == topic.partitions or (topic.keyed_by_user and not _count(source, found)):
         return []
-    states = found.get(changelog.name)
-    if topic.keyed_by_user and states is not None and states.partitions != changelog.partitions:
+    states = _count(changelog, found)
+    if topic.keyed_by_user and states and states != changelog.partitions:
         anew = [other.setting for other in topics[1:] if other.keyed_by_user and other != changelog]
         remedy = (
-            f"the states are of interactions with {states.partitions} partitions: name these by "
+            f"the states are of interactions with {states} partitions: name these by "
             f"{source.setting}, or begin anew with another {changelog.setting}, worker.data_dir, "
             f"{', '.join(anew)}, then: lrurec topics create"
         )
@@ -122,6 +142,11 @@ def _count_differences(
             remedy=remedy,
         )
     ]
+
+
+def _count(topic: Topic, found: Mapping[str, FoundTopic]) -> int:
+    """Return how many partitions it has; 0 where it does not exist or may not be known."""
+    return found[topic.name].partitions if topic.name in found else 0
 
 
 def _config_differences(topic: Topic, got: Mapping[str, str], servers: str) -> list[Difference]:

@@ -6,12 +6,15 @@ user live on the partition number that the user's events arrive on. What exists 
 """
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import NoError, TopicAlreadyExistsError
+from kafka.errors import NoError, TopicAlreadyExistsError, for_code
 
 from pipeline.cluster.clients import kafka_admin
+from pipeline.cluster.rights import TOPIC_REFUSED
 from pipeline.cluster.topic_differences import Difference, FoundTopic, Topic, find_differences
 from pipeline.errors import TopicMismatch
 from pipeline.settings import KafkaSettings, Settings
@@ -126,8 +129,10 @@ def create_topics(settings: Settings) -> list[str]:
         TopicMismatch: A topic that existed already cannot be used as it is.
     """
     with kafka_admin(settings.kafka) as admin:
-        existing = _partition_counts(admin, all_topics(settings))
-        topics = all_topics(settings, existing.get(settings.topics.interactions))
+        existing = _describe(admin, settings)
+        topics = _wanted(settings, existing)
+        differences = find_differences(topics, existing, settings.kafka.bootstrap_servers)
+        _raise_fatal([difference for difference in differences if difference.fact == "rights"])
         wanted = {
             topic.name: {
                 "num_partitions": topic.partitions,
@@ -143,7 +148,8 @@ def create_topics(settings: Settings) -> list[str]:
                 if made["error_code"] not in (NoError.errno, TopicAlreadyExistsError.errno):
                     msg = (
                         f"topic {made['name']}: cannot be created at "
-                        f"{settings.kafka.bootstrap_servers}: {made['error_message']}"
+                        f"{settings.kafka.bootstrap_servers}: "
+                        f"{made['error_message'] or for_code(made['error_code']).__name__}"
                     )
                     raise TopicMismatch(msg)
             admin.wait_for_topics(list(wanted))
@@ -158,7 +164,7 @@ def existing_topics(settings: Settings) -> dict[str, int]:
         BrokerUnavailable: No answer from Kafka.
     """
     with kafka_admin(settings.kafka) as admin:
-        return _partition_counts(admin, all_topics(settings))
+        return _partition_counts(_describe(admin, settings))
 
 
 def topic_id(kafka: KafkaSettings, name: str) -> str:
@@ -202,7 +208,7 @@ def require_topics(settings: Settings) -> int:
         _raise_fatal(differences)
         for difference in differences:
             _log.warning("%s", difference)
-        return _partition_counts(admin, all_topics(settings))[settings.topics.interactions]
+        return _partition_counts(_describe(admin, settings))[settings.topics.interactions]
 
 
 def _raise_fatal(differences: list[Difference]) -> None:
@@ -214,21 +220,37 @@ def _raise_fatal(differences: list[Difference]) -> None:
 
 
 def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference]:
-    existing = _partition_counts(admin, all_topics(settings))
-    topics = all_topics(settings, existing.get(settings.topics.interactions))
-    configs = _configs(admin, list(existing))
-    found = {
-        name: FoundTopic(partitions=partitions, config=configs[name])
-        for name, partitions in existing.items()
-    }
+    found = _describe(admin, settings)
+    configs = _configs(admin, [name for name, topic in found.items() if topic.partitions])
+    for name, config in configs.items():
+        # An answer without a single setting is how a missing right looks.
+        right = None if config else "DescribeConfigs"
+        found[name] = replace(found[name], config=config, missing_right=right)
+    topics = _wanted(settings, found)
     return find_differences(topics, found, settings.kafka.bootstrap_servers)
 
 
-def _partition_counts(admin: KafkaAdminClient, topics: tuple[Topic, ...]) -> dict[str, int]:
-    """Return the partition count of each topic that exists."""
-    described = admin.describe_topics([topic.name for topic in topics])
-    counts = {topic["name"]: len(topic["partitions"]) for topic in described}
-    return {topic.name: counts[topic.name] for topic in topics if counts.get(topic.name)}
+def _wanted(settings: Settings, found: Mapping[str, FoundTopic]) -> tuple[Topic, ...]:
+    source = found.get(settings.topics.interactions)
+    return all_topics(settings, source.partitions if source else None)
+
+
+def _describe(admin: KafkaAdminClient, settings: Settings) -> dict[str, FoundTopic]:
+    """Return those topics that exist, or may for all that this user may know."""
+    names = [topic.name for topic in all_topics(settings)]
+    described = {topic["name"]: topic for topic in admin.describe_topics(names)}
+    found = {}
+    for name in names:
+        partitions = described[name]["partitions"]
+        if described[name]["error_code"] == TOPIC_REFUSED:
+            found[name] = FoundTopic(partitions=0, missing_right="Describe")
+        elif partitions:
+            found[name] = FoundTopic(partitions=len(partitions))
+    return found
+
+
+def _partition_counts(found: Mapping[str, FoundTopic]) -> dict[str, int]:
+    return {name: topic.partitions for name, topic in found.items() if topic.partitions}
 
 
 def _configs(admin: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:

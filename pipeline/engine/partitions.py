@@ -26,6 +26,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
+from pipeline.cluster.rights import missing_right
 from pipeline.engine.clients import start_client, stop_quietly
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import DeadLetter, PartitionResult, Processor, Snapshot
@@ -178,7 +179,7 @@ def _remedy(error: KafkaError) -> str:
         )
     if isinstance(error, TOO_LARGE):
         return "raise max.message.bytes of the topics that the worker writes (lrurec topics check)"
-    return "see to the broker"
+    return missing_right(error) or "see to the broker"
 
 
 class Checkpointer:

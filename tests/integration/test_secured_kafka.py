@@ -10,10 +10,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.clients import kafka_admin
-from pipeline.errors import BrokerUnavailable
-from pipeline.settings import KafkaSettings
-from tests.secured_kafka import USER, SecuredKafka, secured_kafka
+from pipeline.cluster.clients import end_offsets, kafka_admin, read_partitions
+from pipeline.cluster.topics import (
+    all_topics,
+    changelog_name,
+    check_topics,
+    create_topics,
+    require_topics,
+)
+from pipeline.errors import BrokerUnavailable, TopicMismatch
+from pipeline.settings import KafkaSettings, Settings
+from pipeline.verification.topics import KafkaTopics
+from tests.kafka import send, unique_settings, wait_until
+from tests.secured_kafka import USER, SecuredKafka, give_rights, secured_kafka
 
 # kafka-python leaves a socket whose TLS handshake failed to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -96,3 +105,86 @@ def test_a_connection_that_is_closed_without_a_word_is_told(secured: SecuredKafk
     )
 
     assert "Handshake failed" in refusal(kafka)
+
+
+# --- rights
+
+
+@pytest.fixture
+def shop(secured: SecuredKafka, tmp_path: Path) -> Settings:
+    """Topics of this test alone, as their administrator made them, and a user without rights."""
+    own = unique_settings(secured.admin, tmp_path)
+    create_topics(own)
+    kafka = KafkaSettings(
+        bootstrap_servers=secured.sasl,
+        security_protocol="SASL_PLAINTEXT",
+        username=USER,
+        password_file=secured.password_file,
+    )
+    return replace(own, kafka=kafka)
+
+
+def names_of(settings: Settings) -> list[str]:
+    """All topics of these settings."""
+    return [topic.name for topic in all_topics(settings)]
+
+
+def rights_missing(settings: Settings) -> list[tuple[str, str]]:
+    """What `lrurec topics check` says about rights; nothing else may be wrong."""
+    said = check_topics(settings)
+    assert all(one.fatal and one.fact == "rights" and one.got == "none" for one in said)
+    return [(one.topic, one.expected) for one in said]
+
+
+def test_topics_that_may_not_be_described_are_not_called_missing(shop: Settings) -> None:
+    """Kafka tells nobody without the right whether a topic is there: creating it is no remedy."""
+    assert rights_missing(shop) == [(name, "Describe") for name in names_of(shop)]
+    for ask in (
+        lambda: create_topics(shop),
+        lambda: require_topics(shop),
+        lambda: end_offsets(shop.kafka, shop.topics.interactions),
+    ):
+        with pytest.raises(TopicMismatch, match="give this program the right Describe") as caught:
+            ask()
+        assert "create" not in str(caught.value)
+
+
+def test_settings_that_may_not_be_described_are_told(secured: SecuredKafka, shop: Settings) -> None:
+    """Kafka answers without a word of why; a worker does not start, `verify` cannot judge."""
+    give_rights(secured, names_of(shop), "DESCRIBE")
+    expected = [(name, "DescribeConfigs") for name in names_of(shop)]
+
+    wait_until(lambda: rights_missing(shop) == expected, "the rights", 10)
+
+    for ask in (
+        lambda: require_topics(shop),
+        lambda: KafkaTopics(shop).is_compacted(shop.topics.interactions),
+    ):
+        with pytest.raises(TopicMismatch, match="give this program the right DescribeConfigs"):
+            ask()
+
+
+def test_a_topic_that_may_not_be_read_is_told(secured: SecuredKafka, shop: Settings) -> None:
+    """One line that names topic and right."""
+    topic = shop.topics.items
+    send(secured.admin, topic, [(0, b"sku", b"{}")])
+    give_rights(secured, names_of(shop), "DESCRIBE")
+    wait_until(lambda: (topic, "Describe") not in rights_missing(shop), "the right", 10)
+
+    with pytest.raises(BrokerUnavailable, match=rf"reading {topic}.* the right Read \(to read\)"):
+        list(read_partitions(shop.kafka, topic))
+
+
+def test_the_rights_of_a_worker_are_enough_for_its_topics(
+    secured: SecuredKafka, shop: Settings
+) -> None:
+    """Those that docs/topics.md lists: whoever may read or write may describe."""
+    names, changelog = shop.topics, changelog_name(shop.worker.app_id)
+    give_rights(secured, [names.interactions, names.models, names.items, changelog], "READ")
+    give_rights(secured, [names.recommendations, names.dead_letters, changelog], "WRITE")
+    give_rights(secured, [names.users], "DESCRIBE")
+    give_rights(secured, names_of(shop), "DESCRIBE_CONFIGS")
+
+    wait_until(lambda: not rights_missing(shop), "the rights", 10)
+
+    assert require_topics(shop) == 4
