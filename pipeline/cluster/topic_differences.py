@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from pipeline.cluster.rights import grant
 
+MESSAGE_BYTES = "max.message.bytes"
+MORE_IS_FINE = (MESSAGE_BYTES, "delete.retention.ms", "min.compaction.lag.ms")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
@@ -20,6 +23,8 @@ class Topic:
         setting: The setting that its name comes from.
         partitions: How many it gets.
         config: Kafka's settings of the topic.
+        least_message_bytes: The `max.message.bytes` without which a worker cannot write to it;
+            None: no worker does.
         keyed_by_user: Whether its partitions must be as many as the interactions have.
     """
 
@@ -28,6 +33,7 @@ class Topic:
     setting: str
     partitions: int
     config: Mapping[str, str] = field(default_factory=dict)
+    least_message_bytes: int | None = None
     keyed_by_user: bool = True
 
 
@@ -37,11 +43,13 @@ class FoundTopic:
 
     Attributes:
         partitions: How many it has; 0 where that may not be known.
+        replicas: Copies of the partition that has the fewest; 0 where that is not known.
         config: Kafka's settings of it.
         missing_right: The right without which the rest is not known; None: it is there.
     """
 
     partitions: int
+    replicas: int = 0
     config: Mapping[str, str] = field(default_factory=dict)
     missing_right: str | None = None
 
@@ -65,7 +73,7 @@ class Difference:
 
 
 def find_differences(
-    topics: Sequence[Topic], found: Mapping[str, FoundTopic], servers: str
+    topics: Sequence[Topic], found: Mapping[str, FoundTopic], servers: str, *, replicas: int = 1
 ) -> list[Difference]:
     """Compare every topic with what was found of it, the gravest differences first.
 
@@ -74,6 +82,7 @@ def find_differences(
             last.
         found: Those that exist, by name.
         servers: The brokers, for the commands that remedies name.
+        replicas: How many copies each partition should have at least.
     """
     differences: list[Difference] = []
     for topic in topics:
@@ -85,6 +94,8 @@ def find_differences(
             differences.append(_right_difference(topic, got.missing_right))
         if got.partitions:
             differences += _count_differences(topic, topics, found)
+        if 0 < got.replicas < replicas:
+            differences.append(_replica_difference(topic, replicas, got.replicas, servers))
         if got.config:
             differences += _config_differences(topic, got.config, servers)
     return sorted(differences, key=lambda difference: not difference.fatal)
@@ -144,33 +155,56 @@ def _count_differences(
     ]
 
 
+def _replica_difference(topic: Topic, expected: int, got: int, servers: str) -> Difference:
+    return Difference(
+        topic=topic.name,
+        fact="replicas",
+        expected=f"{expected}, as topics.replication_factor says",
+        got=str(got),
+        fatal=False,
+        remedy=(
+            f"kafka-reassign-partitions.sh --bootstrap-server {servers} --execute "
+            "--reassignment-json-file FILE, with a plan of that many"
+        ),
+    )
+
+
 def _count(topic: Topic, found: Mapping[str, FoundTopic]) -> int:
     """Return how many partitions it has; 0 where it does not exist or may not be known."""
     return found[topic.name].partitions if topic.name in found else 0
 
 
 def _config_differences(topic: Topic, got: Mapping[str, str], servers: str) -> list[Difference]:
-    found = []
-    for key in ("cleanup.policy", "retention.ms", "max.message.bytes"):
-        if key not in topic.config or _parts(got[key]) == _parts(topic.config[key]):
+    """Compare the settings; what a cluster does not tell of is left out."""
+    least_bytes = topic.least_message_bytes
+    wanted = {} if least_bytes is None else {MESSAGE_BYTES: str(least_bytes)}
+    differences = []
+    for key, value in {**wanted, **topic.config}.items():
+        if key not in got or _is_fit(key, value, got[key]):
             continue
-        if key == "max.message.bytes" and int(got[key]) > int(topic.config[key]):
-            continue  # the more the better
-        found.append(
+        is_too_small = key == MESSAGE_BYTES and int(got[key]) < (least_bytes or 0)
+        is_lossy = key == "cleanup.policy" and _is_lossy(value, got[key])
+        differences.append(
             Difference(
                 topic=topic.name,
                 fact=key,
-                expected=topic.config[key],
+                expected=f"at least {value}" if key in MORE_IS_FINE else value,
                 got=got[key],
-                fatal=key == "cleanup.policy" and _is_lossy(topic.config[key], got[key]),
+                fatal=is_too_small or is_lossy,
                 remedy=(
                     f"kafka-configs.sh --bootstrap-server {servers} "
                     f"--alter --entity-type topics --entity-name {topic.name} "
-                    f"--add-config '{key}=[{topic.config[key]}]'"
+                    f"--add-config '{key}=[{value}]'"
                 ),
             )
         )
-    return found
+    return differences
+
+
+def _is_fit(key: str, expected: str, got: str) -> bool:
+    if key in MORE_IS_FINE:
+        return int(got) >= int(expected)
+    return _parts(got) == _parts(expected)
 
 
 def _is_lossy(expected: str, got: str) -> bool:

@@ -32,6 +32,8 @@ FOREVER = "-1"
 # A record that just fitted the interactions topic grows by headers, and by what its batch-mates
 # did for its compression.
 DEAD_LETTER_BYTES = 16 * 1024 * 1024
+# A full batch of a worker, 900,000 bytes, and what compression may add to it.
+LEAST_MESSAGE_BYTES = 1_000_000
 CHANGELOG_CONFIG = {
     "cleanup.policy": "compact",
     # Rows are overwritten all the time: segments close soon, so that compaction has work to do, but
@@ -65,7 +67,11 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
             what="one click of a user on an item, key: user id",
             partitions=count,
             # The trainer learns from all of it.
-            config={"cleanup.policy": "delete", "retention.ms": FOREVER},
+            config={
+                "cleanup.policy": "delete",
+                "retention.ms": FOREVER,
+                "retention.bytes": FOREVER,
+            },
         ),
         Topic(
             name=names.recommendations,
@@ -73,6 +79,7 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
             what="the newest recommendations of a user, key: user id",
             partitions=count,
             config={"cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS)},
+            least_message_bytes=LEAST_MESSAGE_BYTES,
         ),
         Topic(
             name=names.dead_letters,
@@ -84,6 +91,7 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
                 "retention.ms": str(30 * DAY_MS),
                 "max.message.bytes": str(DEAD_LETTER_BYTES),
             },
+            least_message_bytes=LEAST_MESSAGE_BYTES,
         ),
         Topic(
             name=names.models,
@@ -114,6 +122,7 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
             what="the state row of a user, key: user id",
             partitions=count,
             config=CHANGELOG_CONFIG,
+            least_message_bytes=LEAST_MESSAGE_BYTES,
         ),
     )
 
@@ -226,8 +235,12 @@ def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference
         # An answer without a single setting is how a missing right looks.
         right = None if config else "DescribeConfigs"
         found[name] = replace(found[name], config=config, missing_right=right)
-    topics = _wanted(settings, found)
-    return find_differences(topics, found, settings.kafka.bootstrap_servers)
+    return find_differences(
+        _wanted(settings, found),
+        found,
+        settings.kafka.bootstrap_servers,
+        replicas=settings.topics.replication_factor,
+    )
 
 
 def _wanted(settings: Settings, found: Mapping[str, FoundTopic]) -> tuple[Topic, ...]:
@@ -245,7 +258,8 @@ def _describe(admin: KafkaAdminClient, settings: Settings) -> dict[str, FoundTop
         if described[name]["error_code"] == TOPIC_REFUSED:
             found[name] = FoundTopic(partitions=0, missing_right="Describe")
         elif partitions:
-            found[name] = FoundTopic(partitions=len(partitions))
+            replicas = min(len(partition["replica_nodes"]) for partition in partitions)
+            found[name] = FoundTopic(partitions=len(partitions), replicas=replicas)
     return found
 
 

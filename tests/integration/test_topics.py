@@ -150,6 +150,24 @@ def test_a_short_retention_is_told_but_does_not_stop_a_worker(settings: Settings
     assert require_topics(settings) == 4
 
 
+def test_what_ends_a_worker_is_found_by_the_check(settings: Settings) -> None:
+    """An output topic that takes no batch of a worker; copies are counted, too."""
+    create_topic(
+        settings.kafka.bootstrap_servers,
+        settings.topics.recommendations,
+        partitions=4,
+        config={"cleanup.policy": "compact", "max.message.bytes": "1000"},
+    )
+    with pytest.raises(TopicMismatch, match=r"max\.message\.bytes: expected at least 1000000"):
+        create_topics(settings)
+
+    copied = replace(settings, topics=replace(settings.topics, replication_factor=3))
+
+    replicas = [one for one in check_topics(copied) if one.fact == "replicas"]
+    assert len(replicas) == len(all_topics(settings))
+    assert {(one.got, one.fatal) for one in replicas} == {("1", False)}
+
+
 def test_too_many_replicas_are_refused_in_one_line(settings: Settings) -> None:
     """What Kafka says about an impossible topic reaches the operator."""
     impossible = replace(settings, topics=replace(settings.topics, replication_factor=31))

@@ -1,22 +1,25 @@
 """What is said about topics that are not as they should be."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from pipeline.cluster.topic_differences import Difference, FoundTopic, find_differences
-from pipeline.cluster.topics import all_topics, changelog_name
+from pipeline.cluster.topics import LEAST_MESSAGE_BYTES, all_topics, changelog_name
+from pipeline.engine.partitions import MAX_BATCH_BYTES
 from pipeline.settings import Settings
 
 SETTINGS = Settings()
 NAMES = SETTINGS.topics
+REPLICAS = 3
 CHANGELOG = changelog_name(SETTINGS.worker.app_id)
 
 
 def found_topics(partitions: int) -> dict[str, FoundTopic]:
     """All topics as `lrurec topics create` makes them beside interactions of so many partitions."""
     return {
-        topic.name: FoundTopic(partitions=topic.partitions, config=topic.config)
+        topic.name: FoundTopic(partitions=topic.partitions, replicas=REPLICAS, config=topic.config)
         for topic in all_topics(SETTINGS, partitions)
     }
 
@@ -25,12 +28,26 @@ def differences(found: Mapping[str, FoundTopic]) -> list[Difference]:
     """What is said about them."""
     source = found.get(NAMES.interactions)
     topics = all_topics(SETTINGS, source.partitions if source else None)
-    return find_differences(topics, found, "kafka:9092")
+    return find_differences(topics, found, "kafka:9092", replicas=REPLICAS)
 
 
 def with_partitions(found: FoundTopic, partitions: int) -> FoundTopic:
     """The same topic with another count."""
-    return FoundTopic(partitions=partitions, config=found.config)
+    return replace(found, partitions=partitions)
+
+
+def topic_name(kind: str) -> str:
+    """The name of one of the topics."""
+    return CHANGELOG if kind == "changelog" else str(getattr(NAMES, kind))
+
+
+def difference_of(kind: str, **config: str) -> Difference:
+    """What is said about a topic with these settings, and nothing else."""
+    found, name = found_topics(4), topic_name(kind)
+    found[name] = replace(found[name], config={**found[name].config, **config})
+    (difference,) = differences(found)
+    assert difference.topic == name
+    return difference
 
 
 @pytest.mark.parametrize("partitions", [3, 4])
@@ -94,3 +111,71 @@ def test_no_remedy_deletes_a_topic() -> None:
 
     assert len(said) > 2 * len(found)
     assert not [difference for difference in said if "--delete " in str(difference)]
+
+
+@pytest.mark.parametrize("kind", ["recommendations", "dead_letters", "changelog"])
+def test_a_topic_that_refuses_a_worker_s_batches_is_refused(kind: str) -> None:
+    """A worker would end at its first large batch."""
+    difference = difference_of(kind, **{"max.message.bytes": "1000"})
+
+    assert (difference.fact, difference.got, difference.fatal) == (
+        "max.message.bytes",
+        "1000",
+        True,
+    )
+    assert LEAST_MESSAGE_BYTES > MAX_BATCH_BYTES
+
+
+def test_dead_letters_of_the_usual_size_are_noted() -> None:
+    """A large letter then comes without its record."""
+    assert not difference_of("dead_letters", **{"max.message.bytes": "1048588"}).fatal
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("interactions", "retention.ms"),
+        ("interactions", "retention.bytes"),
+        ("changelog", "segment.ms"),
+        ("changelog", "segment.bytes"),
+        ("changelog", "delete.retention.ms"),
+        ("changelog", "min.compaction.lag.ms"),
+    ],
+)
+def test_settings_that_were_altered_are_noted(kind: str, key: str) -> None:
+    """With the command that puts them back; a worker can run."""
+    difference = difference_of(kind, **{key: "60000"})
+
+    assert (difference.fact, difference.got, difference.fatal) == (key, "60000", False)
+    assert f"--entity-name {topic_name(kind)} --add-config '{key}=[" in difference.remedy
+
+
+def test_what_keeps_more_than_asked_for_is_fine() -> None:
+    """Larger messages, tombstones for longer, a longer wait for compaction; more copies."""
+    found = found_topics(4)
+    more = {"max.message.bytes": "99999999", "delete.retention.ms": "99999999999"}
+    more["min.compaction.lag.ms"] = "99999999"
+    for name, one in found.items():
+        found[name] = replace(one, replicas=5, config={**one.config, **more})
+
+    assert differences(found) == []
+
+
+def test_fewer_copies_than_the_settings_say_are_noted() -> None:
+    """A topic that is there keeps its copies, whatever `topics.replication_factor` says."""
+    found = found_topics(4)
+    found[CHANGELOG] = replace(found[CHANGELOG], replicas=1)
+
+    (difference,) = differences(found)
+
+    assert (difference.topic, difference.fact, difference.fatal) == (CHANGELOG, "replicas", False)
+    assert (difference.expected[0], difference.got) == ("3", "1")
+
+
+def test_a_setting_that_a_cluster_does_not_tell_is_left_out() -> None:
+    """Kafka's relatives have fewer of them."""
+    found = found_topics(4)
+    for name, one in found.items():
+        found[name] = replace(one, config={"cleanup.policy": one.config["cleanup.policy"]})
+
+    assert differences(found) == []
