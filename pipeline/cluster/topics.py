@@ -202,8 +202,12 @@ def check_topics(settings: Settings) -> list[Difference]:
         return _differences(admin, settings)
 
 
-def require_topics(settings: Settings) -> int:
-    """Make sure that a worker can run on the topics as they are; log what is merely odd.
+def require_topics(settings: Settings, *, log_notes: bool = True) -> int:
+    """Make sure that a worker can run on the topics as they are.
+
+    Args:
+        settings: All settings.
+        log_notes: Whether to log what is merely odd.
 
     Returns:
         Partitions of the topics keyed by user.
@@ -215,7 +219,7 @@ def require_topics(settings: Settings) -> int:
     with kafka_admin(settings.kafka) as admin:
         differences = _differences(admin, settings)
         _raise_fatal(differences)
-        for difference in differences:
+        for difference in differences if log_notes else ():
             _log.warning("%s", difference)
         return _partition_counts(_describe(admin, settings))[settings.topics.interactions]
 

@@ -169,7 +169,8 @@ class OwnedPartition:
     task: asyncio.Future[None] | None = None
 
 
-def _remedy(error: KafkaError) -> str:
+def remedy(error: KafkaError) -> str:
+    """Return what to do about an error that ended a checkpoint."""
     if isinstance(error, ProducerFenced | InvalidProducerEpoch):
         return "see which other worker owns the partition"
     if isinstance(error, InvalidProducerIdMapping):
@@ -179,7 +180,7 @@ def _remedy(error: KafkaError) -> str:
         )
     if isinstance(error, TOO_LARGE):
         return "raise max.message.bytes of the topics that the worker writes (lrurec topics check)"
-    return missing_right(error) or "see to the broker"
+    return missing_right(error) or "see to the broker, and to the topics (lrurec topics check)"
 
 
 class Checkpointer:
@@ -261,7 +262,7 @@ class Checkpointer:
                     "worker again.",
                     part.number,
                     error,
-                    _remedy(error),
+                    remedy(error),
                 )
 
     async def _checkpoint(self, part: OwnedPartition) -> None:
