@@ -16,7 +16,7 @@ from kafka.net.selector import NetworkSelector
 from pipeline.cluster.rights import in_words
 
 
-class ConnectionRefused(Exception):
+class NotConnected(Exception):
     """No broker took the connection; the message says why the last one did not."""
 
 
@@ -27,7 +27,7 @@ def connect_admin(options: dict[str, Any]) -> KafkaAdminClient:
         options: Those of `KafkaAdminClient`.
 
     Raises:
-        ConnectionRefused: Every broker that was named refuses for good, or none answered in time.
+        NotConnected: Every broker that was named refuses for good, or none answered in time.
         kafka.errors.KafkaError: As `KafkaAdminClient` raises it.
     """
     clients: list[KafkaNetClient] = []
@@ -45,7 +45,7 @@ def connect_admin(options: dict[str, Any]) -> KafkaAdminClient:
             client.close()
         problem = next((client._manager.problem for client in clients), None)
         if problem is not None and (exc is problem or isinstance(exc, KafkaTimeoutError)):
-            raise ConnectionRefused(in_words(problem)) from problem
+            raise NotConnected(in_words(problem)) from problem
         raise
 
 

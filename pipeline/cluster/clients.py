@@ -19,7 +19,7 @@ import aiokafka.errors
 from kafka import IsolationLevel, KafkaAdminClient, OffsetSpec, TopicPartition
 from kafka.errors import KafkaError
 
-from pipeline.cluster.admin_connection import ConnectionRefused, connect_admin
+from pipeline.cluster.admin_connection import NotConnected, connect_admin
 from pipeline.cluster.header_names import tolerate_bad_names
 from pipeline.cluster.rights import TOPIC_REFUSED, grant, in_words
 from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
@@ -168,11 +168,11 @@ def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
             yield admin
         finally:
             admin.close()
-    except ConnectionRefused as exc:
+    except NotConnected as exc:
         msg = (
             f"Kafka at {kafka.bootstrap_servers} does not take this program's connection: {exc}; "
-            f"see to kafka.security_protocol ({kafka.security_protocol}) and the settings that go "
-            "with it"
+            f"see to the broker, and to kafka.security_protocol ({kafka.security_protocol}) with "
+            "the settings that go with it"
         )
         raise BrokerUnavailable(msg) from exc
     except KafkaError as exc:
