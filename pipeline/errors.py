@@ -79,10 +79,10 @@ class DataFileInvalid(PipelineError):
 
 
 class TopicMismatch(PipelineError):
-    """A topic is missing or has other partitions than the settings say.
+    """A topic is missing, unlike what the settings say, or not open to this program.
 
-    Action: create it with `lrurec topics create`, or set `--topics.partitions` to what exists. The
-    partition count of the interactions topic must not change while states exist.
+    Action: what the message names. The partition count of the interactions topic must not change
+    while states exist.
     """
 
 

@@ -95,16 +95,30 @@ class KafkaSettings:
             f"at most a third of session_timeout_s ({self.session_timeout_s})",
             self.heartbeat_interval_s,
         )
-        if self.security_protocol.startswith("SASL"):
-            for name in ("username", "password_file"):
-                value = getattr(self, name)
-                check(value is not None, f"kafka.{name}", "given for SASL", value)
+        # What is given and not used would be a connection in plain text that looks secured.
+        uses_sasl, protocol = self.security_protocol.startswith("SASL"), self.security_protocol
+        for name in ("username", "password_file"):
+            value = getattr(self, name)
+            rule = (
+                "given for SASL"
+                if uses_sasl
+                else _needs_protocol("SASL_PLAINTEXT or SASL_SSL", protocol)
+            )
+            check((value is not None) == uses_sasl, f"kafka.{name}", rule, value)
+        for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+            value = getattr(self, name)
+            is_used = value is None or protocol.endswith("SSL")
+            check(is_used, f"kafka.{name}", _needs_protocol("SSL or SASL_SSL", protocol), value)
         check(
             (self.ssl_cert_file is None) == (self.ssl_key_file is None),
             "kafka.ssl_cert_file and kafka.ssl_key_file",
             "given both or neither",
             (self.ssl_cert_file, self.ssl_key_file),
         )
+
+
+def _needs_protocol(needed: str, given: str) -> str:
+    return f"given only with kafka.security_protocol {needed} (it is {given})"
 
 
 def _names_server(text: str) -> bool:

@@ -19,7 +19,9 @@ import aiokafka.errors
 from kafka import IsolationLevel, KafkaAdminClient, OffsetSpec, TopicPartition
 from kafka.errors import KafkaError
 
+from pipeline.cluster.admin_connection import NotConnected, connect_admin
 from pipeline.cluster.header_names import tolerate_bad_names
+from pipeline.cluster.rights import TOPIC_REFUSED, grant, in_words
 from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
 from pipeline.settings import KafkaSettings
 
@@ -161,13 +163,20 @@ def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
     """Connect for administration; any error of Kafka inside leaves as `BrokerUnavailable`."""
     wait_for_kafka(kafka)
     try:
-        admin = KafkaAdminClient(**kafka_python_options(kafka))
+        admin = connect_admin(kafka_python_options(kafka))
         try:
             yield admin
         finally:
             admin.close()
+    except NotConnected as exc:
+        msg = (
+            f"Kafka at {kafka.bootstrap_servers} does not take this program's connection: {exc}; "
+            f"see to the broker, and to kafka.security_protocol ({kafka.security_protocol}) with "
+            "the settings that go with it"
+        )
+        raise BrokerUnavailable(msg) from exc
     except KafkaError as exc:
-        msg = f"Kafka at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
+        msg = f"Kafka at {kafka.bootstrap_servers}: {in_words(exc)}"
         raise BrokerUnavailable(msg) from exc
 
 
@@ -221,7 +230,14 @@ def _offsets(
     *,
     committed: bool,
 ) -> dict[int, int]:
-    partitions = [p for t in admin.describe_topics([topic]) for p in t["partitions"]]
+    (described,) = admin.describe_topics([topic])
+    if described["error_code"] == TOPIC_REFUSED:
+        msg = (
+            f"topic {topic}: expected the right Describe at {kafka.bootstrap_servers}, got none; "
+            f"{grant('Describe')}"
+        )
+        raise TopicMismatch(msg)
+    partitions = described["partitions"]
     if not partitions:
         msg = (
             f"topic {topic}: expected at {kafka.bootstrap_servers}, not found there; "
@@ -330,7 +346,7 @@ def kafka_errors(doing: str, kafka: KafkaSettings) -> Iterator[None]:
     try:
         yield
     except aiokafka.errors.KafkaError as exc:
-        msg = f"{doing} at {kafka.bootstrap_servers}: {type(exc).__name__}: {exc}"
+        msg = f"{doing} at {kafka.bootstrap_servers}: {in_words(exc)}"
         raise BrokerUnavailable(msg) from exc
 
 

@@ -7,13 +7,15 @@ user live on the partition number that the user's events arrive on. What exists 
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import NoError, TopicAlreadyExistsError
+from kafka.errors import NoError, TopicAlreadyExistsError, for_code
 
 from pipeline.cluster.clients import kafka_admin
+from pipeline.cluster.rights import TOPIC_REFUSED
+from pipeline.cluster.topic_differences import Difference, FoundTopic, Topic, find_differences
 from pipeline.errors import TopicMismatch
 from pipeline.settings import KafkaSettings, Settings
 
@@ -30,6 +32,8 @@ FOREVER = "-1"
 # A record that just fitted the interactions topic grows by headers, and by what its batch-mates
 # did for its compression.
 DEAD_LETTER_BYTES = 16 * 1024 * 1024
+# A full batch of a worker, 900,000 bytes, and what compression may add to it.
+LEAST_MESSAGE_BYTES = 1_000_000
 CHANGELOG_CONFIG = {
     "cleanup.policy": "compact",
     # Rows are overwritten all the time: segments close soon, so that compaction has work to do, but
@@ -42,50 +46,13 @@ CHANGELOG_CONFIG = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Topic:
-    """One topic as it should be.
-
-    Attributes:
-        name: Its name in Kafka.
-        what: What a record of it is.
-        partitions: How many it gets.
-        config: Kafka's settings of the topic.
-        keyed_by_user: Whether its partitions must be as many as the interactions have.
-    """
-
-    name: str
-    what: str
-    partitions: int
-    config: Mapping[str, str] = field(default_factory=dict)
-    keyed_by_user: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One fact about a topic that is not as expected; `fatal` ones keep a worker from starting."""
-
-    topic: str
-    fact: str
-    expected: str
-    got: str
-    fatal: bool
-    remedy: str
-
-    def __str__(self) -> str:
-        return (
-            f"topic {self.topic}: {self.fact}: expected {self.expected}, got {self.got}; "
-            f"{self.remedy}"
-        )
-
-
 def changelog_name(app_id: str) -> str:
     """Return the name of the changelog topic of the worker's table."""
     return f"{app_id}-{TABLE_NAME}-changelog"
 
 
 def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic, ...]:
-    """Return every topic of these settings.
+    """Return every topic of these settings, the interactions first and the changelog last.
 
     Args:
         settings: Names, counts and the application id.
@@ -96,19 +63,27 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
     return (
         Topic(
             name=names.interactions,
+            setting="topics.interactions",
             what="one click of a user on an item, key: user id",
             partitions=count,
             # The trainer learns from all of it.
-            config={"cleanup.policy": "delete", "retention.ms": FOREVER},
+            config={
+                "cleanup.policy": "delete",
+                "retention.ms": FOREVER,
+                "retention.bytes": FOREVER,
+            },
         ),
         Topic(
             name=names.recommendations,
+            setting="topics.recommendations",
             what="the newest recommendations of a user, key: user id",
             partitions=count,
             config={"cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS)},
+            least_message_bytes=LEAST_MESSAGE_BYTES,
         ),
         Topic(
             name=names.dead_letters,
+            setting="topics.dead_letters",
             what="a record that could not be used, with the reason",
             partitions=count,
             config={
@@ -116,9 +91,11 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
                 "retention.ms": str(30 * DAY_MS),
                 "max.message.bytes": str(DEAD_LETTER_BYTES),
             },
+            least_message_bytes=LEAST_MESSAGE_BYTES,
         ),
         Topic(
             name=names.models,
+            setting="topics.models",
             what="a release to serve from now on",
             partitions=1,
             keyed_by_user=False,
@@ -126,6 +103,7 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
         ),
         Topic(
             name=names.items,
+            setting="topics.items",
             what="title and availability of an item, key: item id",
             partitions=1,
             keyed_by_user=False,
@@ -133,15 +111,18 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
         ),
         Topic(
             name=names.users,
+            setting="topics.users",
             what="a command about a user, key: user id",
             partitions=count,
             config={"cleanup.policy": "compact"},
         ),
         Topic(
             name=changelog_name(settings.worker.app_id),
+            setting="worker.app_id",
             what="the state row of a user, key: user id",
             partitions=count,
             config=CHANGELOG_CONFIG,
+            least_message_bytes=LEAST_MESSAGE_BYTES,
         ),
     )
 
@@ -157,8 +138,10 @@ def create_topics(settings: Settings) -> list[str]:
         TopicMismatch: A topic that existed already cannot be used as it is.
     """
     with kafka_admin(settings.kafka) as admin:
-        existing = _partition_counts(admin, all_topics(settings))
+        existing = _describe(admin, settings)
         topics = _wanted(settings, existing)
+        differences = find_differences(topics, existing, settings.kafka.bootstrap_servers)
+        _raise_fatal([difference for difference in differences if difference.fact == "rights"])
         wanted = {
             topic.name: {
                 "num_partitions": topic.partitions,
@@ -174,7 +157,8 @@ def create_topics(settings: Settings) -> list[str]:
                 if made["error_code"] not in (NoError.errno, TopicAlreadyExistsError.errno):
                     msg = (
                         f"topic {made['name']}: cannot be created at "
-                        f"{settings.kafka.bootstrap_servers}: {made['error_message']}"
+                        f"{settings.kafka.bootstrap_servers}: "
+                        f"{made['error_message'] or for_code(made['error_code']).__name__}"
                     )
                     raise TopicMismatch(msg)
             admin.wait_for_topics(list(wanted))
@@ -189,7 +173,7 @@ def existing_topics(settings: Settings) -> dict[str, int]:
         BrokerUnavailable: No answer from Kafka.
     """
     with kafka_admin(settings.kafka) as admin:
-        return _partition_counts(admin, all_topics(settings))
+        return _partition_counts(_describe(admin, settings))
 
 
 def topic_id(kafka: KafkaSettings, name: str) -> str:
@@ -218,8 +202,12 @@ def check_topics(settings: Settings) -> list[Difference]:
         return _differences(admin, settings)
 
 
-def require_topics(settings: Settings) -> int:
-    """Make sure that a worker can run on the topics as they are; log what is merely odd.
+def require_topics(settings: Settings, *, log_notes: bool = True) -> int:
+    """Make sure that a worker can run on the topics as they are.
+
+    Args:
+        settings: All settings.
+        log_notes: Whether to log what is merely odd.
 
     Returns:
         Partitions of the topics keyed by user.
@@ -231,9 +219,9 @@ def require_topics(settings: Settings) -> int:
     with kafka_admin(settings.kafka) as admin:
         differences = _differences(admin, settings)
         _raise_fatal(differences)
-        for difference in differences:
+        for difference in differences if log_notes else ():
             _log.warning("%s", difference)
-        return _partition_counts(admin, all_topics(settings))[settings.topics.interactions]
+        return _partition_counts(_describe(admin, settings))[settings.topics.interactions]
 
 
 def _raise_fatal(differences: list[Difference]) -> None:
@@ -244,94 +232,43 @@ def _raise_fatal(differences: list[Difference]) -> None:
         raise TopicMismatch(msg)
 
 
-def _wanted(settings: Settings, existing: Mapping[str, int]) -> tuple[Topic, ...]:
-    return all_topics(settings, existing.get(settings.topics.interactions))
-
-
-def _partition_counts(admin: KafkaAdminClient, topics: tuple[Topic, ...]) -> dict[str, int]:
-    """Return the partition count of each topic that exists."""
-    described = admin.describe_topics([topic.name for topic in topics])
-    counts = {topic["name"]: len(topic["partitions"]) for topic in described}
-    return {topic.name: counts[topic.name] for topic in topics if counts.get(topic.name)}
-
-
 def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference]:
-    existing = _partition_counts(admin, all_topics(settings))
-    topics = _wanted(settings, existing)
-    configs = _configs(admin, [topic.name for topic in topics if topic.name in existing])
-    found: list[Difference] = []
-    for topic in topics:
-        if topic.name not in existing:
-            found.append(
-                Difference(
-                    topic=topic.name,
-                    fact="existence",
-                    expected=f"{topic.partitions} partitions ({topic.what})",
-                    got="no such topic",
-                    fatal=True,
-                    remedy="make it: lrurec topics create",
-                )
-            )
-            continue
-        if existing[topic.name] != topic.partitions:
-            found.append(_count_difference(topic, existing[topic.name], settings))
-        found += _config_differences(topic, configs[topic.name], settings)
-    return sorted(found, key=lambda difference: not difference.fatal)
-
-
-def _count_difference(topic: Topic, got: int, settings: Settings) -> Difference:
-    reason = f", as {settings.topics.interactions} has" if topic.keyed_by_user else ""
-    return Difference(
-        topic=topic.name,
-        fact="partitions",
-        expected=f"{topic.partitions}{reason}",
-        got=str(got),
-        fatal=True,
-        remedy=(
-            f"delete it (kafka-topics.sh --bootstrap-server {settings.kafka.bootstrap_servers} "
-            f"--delete --topic {topic.name}), then: lrurec topics create"
-        ),
+    found = _describe(admin, settings)
+    configs = _configs(admin, [name for name, topic in found.items() if topic.partitions])
+    for name, config in configs.items():
+        # An answer without a single setting is how a missing right looks.
+        right = None if config else "DescribeConfigs"
+        found[name] = replace(found[name], config=config, missing_right=right)
+    return find_differences(
+        _wanted(settings, found),
+        found,
+        settings.kafka.bootstrap_servers,
+        replicas=settings.topics.replication_factor,
     )
 
 
-def _config_differences(
-    topic: Topic, got: Mapping[str, str], settings: Settings
-) -> list[Difference]:
-    found = []
-    for key in ("cleanup.policy", "retention.ms", "max.message.bytes"):
-        if key not in topic.config or _parts(got[key]) == _parts(topic.config[key]):
-            continue
-        if key == "max.message.bytes" and int(got[key]) > int(topic.config[key]):
-            continue  # the more the better
-        found.append(
-            Difference(
-                topic=topic.name,
-                fact=key,
-                expected=topic.config[key],
-                got=got[key],
-                fatal=key == "cleanup.policy" and _is_lossy(topic.config[key], got[key]),
-                remedy=(
-                    f"kafka-configs.sh --bootstrap-server {settings.kafka.bootstrap_servers} "
-                    f"--alter --entity-type topics --entity-name {topic.name} "
-                    f"--add-config '{key}=[{topic.config[key]}]'"
-                ),
-            )
-        )
+def _wanted(settings: Settings, found: Mapping[str, FoundTopic]) -> tuple[Topic, ...]:
+    source = found.get(settings.topics.interactions)
+    return all_topics(settings, source.partitions if source else None)
+
+
+def _describe(admin: KafkaAdminClient, settings: Settings) -> dict[str, FoundTopic]:
+    """Return those topics that exist, or may for all that this user may know."""
+    names = [topic.name for topic in all_topics(settings)]
+    described = {topic["name"]: topic for topic in admin.describe_topics(names)}
+    found = {}
+    for name in names:
+        partitions = described[name]["partitions"]
+        if described[name]["error_code"] == TOPIC_REFUSED:
+            found[name] = FoundTopic(partitions=0, missing_right="Describe")
+        elif partitions:
+            replicas = min(len(partition["replica_nodes"]) for partition in partitions)
+            found[name] = FoundTopic(partitions=len(partitions), replicas=replicas)
     return found
 
 
-def _is_lossy(expected: str, got: str) -> bool:
-    """Whether a cleanup policy loses what the topic is for.
-
-    Compaction would swallow clicks and dead letters, deletion by age states and releases.
-    Recommendations may go either way.
-    """
-    lossy = {"delete": "compact", "compact": "delete"}.get(expected)
-    return lossy is not None and lossy in _parts(got)
-
-
-def _parts(value: str) -> set[str]:
-    return set(value.replace(" ", "").split(","))
+def _partition_counts(found: Mapping[str, FoundTopic]) -> dict[str, int]:
+    return {name: topic.partitions for name, topic in found.items() if topic.partitions}
 
 
 def _configs(admin: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:

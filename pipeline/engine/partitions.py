@@ -26,6 +26,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
+from pipeline.cluster.rights import missing_right
 from pipeline.engine.clients import start_client, stop_quietly
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import DeadLetter, PartitionResult, Processor, Snapshot
@@ -168,7 +169,8 @@ class OwnedPartition:
     task: asyncio.Future[None] | None = None
 
 
-def _remedy(error: KafkaError) -> str:
+def remedy(error: KafkaError) -> str:
+    """Return what to do about an error that ended a checkpoint."""
     if isinstance(error, ProducerFenced | InvalidProducerEpoch):
         return "see which other worker owns the partition"
     if isinstance(error, InvalidProducerIdMapping):
@@ -178,7 +180,7 @@ def _remedy(error: KafkaError) -> str:
         )
     if isinstance(error, TOO_LARGE):
         return "raise max.message.bytes of the topics that the worker writes (lrurec topics check)"
-    return "see to the broker"
+    return missing_right(error) or "see to the broker, and to the topics (lrurec topics check)"
 
 
 class Checkpointer:
@@ -260,7 +262,7 @@ class Checkpointer:
                     "worker again.",
                     part.number,
                     error,
-                    _remedy(error),
+                    remedy(error),
                 )
 
     async def _checkpoint(self, part: OwnedPartition) -> None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from aiokafka.errors import KafkaError
 
+from pipeline.cluster.rights import missing_right
 from state.errors import StateError
 
 logger = logging.getLogger(__name__)
@@ -59,11 +60,12 @@ def end_by(error: BaseException, doing: str) -> NoReturn:
         name = type(error).__name__
         end_process(
             ExitCode.KAFKA,
-            "%s: Kafka did not answer or refused (%s: %s). Nothing of it was acknowledged; see to "
-            "the broker, then start the worker again.",
+            "%s: Kafka did not answer or refused (%s: %s). Nothing of it was acknowledged; %s, "
+            "then start the worker again.",
             doing,
             name,
             said,
+            missing_right(error) or "see to the broker",
         )
     if isinstance(error, StateError):
         end_process(ExitCode.STORE, "%s: %s", doing, said)

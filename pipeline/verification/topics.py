@@ -9,6 +9,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from pipeline.cluster import clients as kafka_clients
 from pipeline.cluster.clients import Record, kafka_admin
+from pipeline.cluster.rights import grant
+from pipeline.errors import TopicMismatch
 from pipeline.settings import Settings
 
 
@@ -42,7 +44,7 @@ class KafkaTopics:
 
     Raises (all methods):
         BrokerUnavailable: No answer.
-        TopicMismatch: There is no such topic.
+        TopicMismatch: There is no such topic, or no right to it.
     """
 
     settings: Settings
@@ -71,6 +73,12 @@ class KafkaTopics:
         with kafka_admin(self.settings.kafka) as admin:
             resource = ConfigResource(ConfigResourceType.TOPIC, topic)
             found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
+        if not found:
+            msg = (
+                f"topic {topic}: expected the right DescribeConfigs at "
+                f"{self.settings.kafka.bootstrap_servers}, got none; {grant('DescribeConfigs')}"
+            )
+            raise TopicMismatch(msg)
         return "compact" in str(found["cleanup.policy"]["value"])
 
     def read(self, topic: str, *, committed: bool = False) -> Iterator[Record]:

@@ -196,6 +196,7 @@ def create_worker(
     *,
     start: StartWatch | None = None,
     at_stage: Callable[[str], None] | None = None,
+    supervised: bool = False,
 ) -> Worker:
     """Check everything, load the newest release and build a worker.
 
@@ -204,6 +205,7 @@ def create_worker(
         registry: Where the metrics live.
         start: What watches the start; None: it begins here.
         at_stage: For crash tests, see `create_app`.
+        supervised: Whether a supervisor has logged what is odd about the topics.
 
     Raises:
         PipelineError: Something is not as the settings say; one line that says what to do.
@@ -214,7 +216,7 @@ def create_worker(
     closers: list[Callable[[], Any]] = [start.over]
     try:
         allow_open_files()
-        partitions = require_topics(settings)
+        partitions = require_topics(settings, log_notes=not supervised)
         if settings.worker.threads is not None:
             torch.set_num_threads(settings.worker.threads)
         store = RocksStore(settings.worker.data_dir / "states", settings.store)

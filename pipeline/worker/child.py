@@ -1,9 +1,9 @@
 """One of several worker processes under a supervisor.
 
 `python -m pipeline.worker.child NUMBER --channel FD --settings...`, called by `supervisor` alone.
-It is the worker that `lrurec worker` runs, but for three things: its log lines carry its number, it
-answers for /metrics and health through the channel instead of a port, and it stops when its
-supervisor is gone.
+It is the worker that `lrurec worker` runs, but for four things: its log lines carry its number, it
+leaves notes on the topics to its supervisor, it answers for /metrics and health through the channel
+instead of a port, and it stops when its supervisor is gone.
 """
 
 import logging
@@ -56,7 +56,7 @@ def run(command: Command) -> int:
     )
     from pipeline.worker.app import create_worker  # takes seconds: torch and Faust
 
-    worker = create_worker(settings, REGISTRY, start=start)
+    worker = create_worker(settings, REGISTRY, start=start, supervised=True)
     answers[HEALTH] = lambda: encode_verdict(*worker.health.alive())
     answers[READY] = lambda: encode_verdict(*worker.health.ready())
     channel.say_started()

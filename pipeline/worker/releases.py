@@ -21,6 +21,7 @@ from pipeline.cluster.clients import (
     read_partitions,
     wait_for_kafka,
 )
+from pipeline.cluster.rights import in_words
 from pipeline.errors import BrokerUnavailable, PipelineError, SwapRejected
 from pipeline.settings import Settings
 
@@ -69,7 +70,7 @@ def announce(settings: Settings, release: Release) -> Announcement:
         finally:
             producer.close(timeout=5)
     except KafkaError as error:
-        msg = f"{topic}: release {release.version} was not announced: {error!r}"
+        msg = f"{topic}: release {release.version} was not announced: {in_words(error)}"
         raise BrokerUnavailable(msg) from error
     return announcement
 

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 import pytest
 
-from pipeline.cluster.topics import create_topics
+from pipeline.cluster.topics import all_topics, create_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.verification.verify import verify
@@ -79,8 +79,15 @@ def runs(process: psutil.Process) -> bool:
 
 
 def test_two_processes_share_the_partitions(stream: Settings) -> None:
-    """Each does half, the pages are one, and a stop commits everything: every event counts once."""
-    json_log = replace(stream, log=replace(stream.log, format="json"))
+    """Each does half, the pages are one, and a stop commits everything: every event counts once.
+
+    What is odd about the topics is said once, by the supervisor.
+    """
+    json_log = replace(
+        stream,
+        log=replace(stream.log, format="json"),
+        topics=replace(stream.topics, replication_factor=2),
+    )
     with running_supervisor(json_log) as supervised:
         supervised.wait_until_ready()
         produce(stream, 0, 2000)
@@ -106,6 +113,8 @@ def test_two_processes_share_the_partitions(stream: Settings) -> None:
     texts = (line for line in supervised.log().splitlines() if line.startswith("{"))
     lines = [json.loads(line) for line in texts]
     assert {line.get("process") for line in lines} == {None, 0, 1}
+    odd = [line for line in lines if "replicas: expected 2" in line["message"]]
+    assert [line.get("process") for line in odd] == [None] * len(all_topics(stream))
     assert committed_lag(stream) == 0
     assert_each_event_counts_once(stream, 2000)
 

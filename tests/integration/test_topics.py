@@ -73,9 +73,15 @@ def test_the_count_of_an_existing_interactions_topic_rules(settings: Settings) -
     assert require_topics(settings) == 3
 
 
-@pytest.mark.parametrize("kind", ["recommendations", "changelog"])
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("recommendations", "name another by topics.recommendations"),
+        ("changelog", "the states are of interactions with 6 partitions: .* begin anew "),
+    ],
+)
 def test_another_partition_count_is_refused_with_both_numbers(
-    settings: Settings, kind: str
+    settings: Settings, kind: str, remedy: str
 ) -> None:
     """A topic that is not co-partitioned stops creation and start, in one line."""
     name = {
@@ -89,7 +95,7 @@ def test_another_partition_count_is_refused_with_both_numbers(
         config={"cleanup.policy": "compact"},
     )
 
-    message = f"topic {name}: partitions: expected 4, as .* has, got 6; delete it"
+    message = f"topic {name}: partitions: expected 4, as .* has, got 6; {remedy}"
     for check in (create_topics, require_topics):
         with pytest.raises(TopicMismatch, match=message) as caught:
             check(settings)
@@ -142,6 +148,24 @@ def test_a_short_retention_is_told_but_does_not_stop_a_worker(settings: Settings
     assert not difference.fatal
     assert "kafka-configs.sh" in difference.remedy
     assert require_topics(settings) == 4
+
+
+def test_what_ends_a_worker_is_found_by_the_check(settings: Settings) -> None:
+    """An output topic that takes no batch of a worker; copies are counted, too."""
+    create_topic(
+        settings.kafka.bootstrap_servers,
+        settings.topics.recommendations,
+        partitions=4,
+        config={"cleanup.policy": "compact", "max.message.bytes": "1000"},
+    )
+    with pytest.raises(TopicMismatch, match=r"max\.message\.bytes: expected at least 1000000"):
+        create_topics(settings)
+
+    copied = replace(settings, topics=replace(settings.topics, replication_factor=3))
+
+    replicas = [one for one in check_topics(copied) if one.fact == "replicas"]
+    assert len(replicas) == len(all_topics(settings))
+    assert {(one.got, one.fatal) for one in replicas} == {("1", False)}
 
 
 def test_too_many_replicas_are_refused_in_one_line(settings: Settings) -> None:

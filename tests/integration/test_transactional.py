@@ -81,16 +81,17 @@ def test_each_event_is_answered_exactly_once_through_kills_at_every_stage(
 def test_answers_that_the_broker_refuses_take_their_states_with_them(settings: Settings) -> None:
     """All of a transaction or nothing: a state without its answer would never be answered."""
     stream = prepare(settings)
-    with admin_client(stream.kafka.bootstrap_servers) as admin:
-        resource = ConfigResource(
-            ConfigResourceType.TOPIC,
-            stream.topics.recommendations,
-            configs={"max.message.bytes": (AlterConfigOp.SET, "100")},
-        )
-        admin.alter_configs([resource])
-    produce(stream, random.Random(3), 0)
+    resource = ConfigResource(
+        ConfigResourceType.TOPIC,
+        stream.topics.recommendations,
+        configs={"max.message.bytes": (AlterConfigOp.SET, "100")},
+    )
 
     with running_worker(stream) as worker:
+        worker.wait_until_ready()  # a start would have refused such a topic
+        with admin_client(stream.kafka.bootstrap_servers) as admin:
+            admin.alter_configs([resource])
+        produce(stream, random.Random(3), 0)
         assert worker.wait() == ExitCode.CHECKPOINT
         assert "max.message.bytes" in worker.log()
 

@@ -10,7 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    NotLeaderForPartitionError,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 from faust.types import TP
@@ -22,6 +28,7 @@ from pipeline.engine.partitions import (
     MIN_PAUSE_S,
     Checkpointer,
     OwnedPartition,
+    remedy,
 )
 from pipeline.engine.processor import PartitionResult
 from pipeline.engine.stream import MAX_WAITING_BYTES, StreamService
@@ -298,6 +305,20 @@ def test_many_partitions_take_turns_at_a_bounded_rate() -> None:
 
     asyncio.run(run(partitions=2, seconds=0.5))
     assert 1 < len(begun) <= 0.5 / (OPTIONS.checkpoint_interval_s / 2) + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "what_to_do"),
+    [
+        (NotLeaderForPartitionError(), "lrurec topics check"),  # as of a topic that was deleted
+        (MessageSizeTooLargeError(), "max.message.bytes"),
+        (ProducerFenced(), "which other worker"),
+        (TopicAuthorizationFailedError(), "the right Read (to read) or Write (to send)"),
+    ],
+)
+def test_a_failed_checkpoint_says_what_to_do(error: KafkaError, what_to_do: str) -> None:
+    """By what the broker said."""
+    assert what_to_do in remedy(error)
 
 
 def test_a_worker_may_open_as_many_files_as_it_is_allowed_to_ask_for() -> None:

@@ -79,7 +79,14 @@ def test_a_variable_arrives_as_it_is(value: str) -> None:
 @pytest.mark.parametrize("value", ["--json", "-1", "a=b", "", "None of them", "x\ny"])
 def test_a_variable_is_never_taken_for_another_flag(value: str) -> None:
     """Dashes, equal signs, line ends and the empty text reach the setting."""
-    assert parse("F", LRUREC_KAFKA__USERNAME=value).settings.kafka.username == value
+    password = {
+        "LRUREC_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+        "LRUREC_KAFKA__PASSWORD_FILE": "password",
+    }
+
+    command = parse("F", LRUREC_KAFKA__USERNAME=value, **password)
+
+    assert command.settings.kafka.username == value
 
 
 @pytest.mark.parametrize(
@@ -269,7 +276,27 @@ def test_whatever_a_setting_is_given_is_taken_or_refused(
             {"security_protocol": "SASL_SSL", "username": "u"},
             "password_file must be given for SASL",
         ),
-        (KafkaSettings, {"ssl_key_file": Path("k")}, "must be given both or neither"),
+        (
+            KafkaSettings,
+            {"security_protocol": "SSL", "ssl_key_file": Path("k")},
+            "must be given both or neither",
+        ),
+        (KafkaSettings, {"username": "u"}, "username must be given only with .*SASL_SSL"),
+        (
+            KafkaSettings,
+            {"security_protocol": "SSL", "password_file": Path("p")},
+            r"password_file must be given only with .*it is SSL\), got",
+        ),
+        (
+            KafkaSettings,
+            {"ssl_ca_file": Path("c")},
+            "ssl_ca_file must be given only with .* SSL or",
+        ),
+        (
+            KafkaSettings,
+            {"ssl_cert_file": Path("c"), "ssl_key_file": Path("k")},
+            "ssl_cert_file must be given only with",
+        ),
         (TopicSettings, {"interactions": "a b"}, "topics.interactions must be 1 to 249 letters"),
         (TopicSettings, {"models": ""}, "topics.models must be 1 to 249 letters"),
         (TopicSettings, {"users": ".."}, "topics.users must be 1 to 249 letters"),

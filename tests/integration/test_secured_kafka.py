@@ -1,0 +1,190 @@
+"""Commands before a Kafka with TLS, SASL and rights: what is refused is told by its cause."""
+
+import gc
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster.clients import end_offsets, kafka_admin, read_partitions
+from pipeline.cluster.topics import (
+    all_topics,
+    changelog_name,
+    check_topics,
+    create_topics,
+    require_topics,
+)
+from pipeline.errors import BrokerUnavailable, TopicMismatch
+from pipeline.settings import KafkaSettings, Settings
+from pipeline.verification.topics import KafkaTopics
+from tests.kafka import send, unique_settings, wait_until
+from tests.secured_kafka import USER, SecuredKafka, give_rights, secured_kafka
+
+# kafka-python leaves a socket whose TLS handshake failed to the collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+AT_ONCE_S = 5.0  # far below the timeout; a broker delays its answer to a wrong password
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """One Kafka for this module; its plain listener is the administrator's."""
+    with secured_kafka(tmp_path_factory.mktemp("secured")) as kafka:
+        yield kafka
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """A captured line would keep the error in it, and so its socket, beyond the test."""
+    caplog.set_level(logging.CRITICAL)
+
+
+@pytest.fixture
+def sasl_ssl(secured: SecuredKafka) -> KafkaSettings:
+    """A connection by TLS and password, as it should be."""
+    return KafkaSettings(
+        bootstrap_servers=secured.sasl_ssl,
+        security_protocol="SASL_SSL",
+        username=USER,
+        password_file=secured.password_file,
+        ssl_ca_file=secured.ca_file,
+    )
+
+
+def refusal(kafka: KafkaSettings) -> str:
+    """What a connection ends by."""
+    with pytest.raises(BrokerUnavailable) as caught, kafka_admin(kafka):
+        pass
+    line = str(caught.value)
+    del caught
+    gc.collect()  # within this test, where its warning is expected
+    assert "\n" not in line
+    return line
+
+
+def test_a_secured_kafka_is_reached(sasl_ssl: KafkaSettings) -> None:
+    """By TLS and password; also where another of the named servers refuses."""
+    wrong_name = sasl_ssl.bootstrap_servers.replace("localhost", "127.0.0.1")
+    for servers in (sasl_ssl.bootstrap_servers, f"{wrong_name},{sasl_ssl.bootstrap_servers}"):
+        with kafka_admin(replace(sasl_ssl, bootstrap_servers=servers)) as admin:
+            assert admin.list_topics() is not None
+
+
+def test_a_refused_connection_ends_at_once_by_its_cause(
+    secured: SecuredKafka, sasl_ssl: KafkaSettings, tmp_path: Path
+) -> None:
+    """Password, mechanism and every kind of wrong certificate: waiting helps against none."""
+    (tmp_path / "password").write_text("guessed")
+    by_ip = sasl_ssl.bootstrap_servers.replace("localhost", "127.0.0.1")
+    tls: dict[str, Any] = {"bootstrap_servers": secured.ssl, "ssl_ca_file": secured.ca_file}
+    causes = {
+        "Invalid username or password": replace(sasl_ssl, password_file=tmp_path / "password"),
+        "UnsupportedSaslMechanism": replace(sasl_ssl, sasl_mechanism="SCRAM-SHA-512"),
+        "self-signed certificate": replace(sasl_ssl, ssl_ca_file=secured.other_ca_file),
+        "not valid for '127.0.0.1'": replace(sasl_ssl, bootstrap_servers=by_ip),
+        "certificate required": KafkaSettings(security_protocol="SSL", **tls),
+        "Invalid frame length": KafkaSettings(bootstrap_servers=secured.ssl),
+    }
+
+    for cause, kafka in causes.items():
+        began = time.monotonic()
+        line = refusal(kafka)
+        assert cause in line
+        assert f"kafka.security_protocol ({kafka.security_protocol})" in line
+        assert time.monotonic() - began < AT_ONCE_S
+
+
+def test_a_connection_that_is_closed_without_a_word_is_told(secured: SecuredKafka) -> None:
+    """TLS before a plain port, say: it may be a broker that stops, so it is tried until the end."""
+    kafka = KafkaSettings(
+        bootstrap_servers=secured.admin, security_protocol="SSL", connect_timeout_s=1.0
+    )
+
+    assert "Handshake failed" in refusal(kafka)
+
+
+# --- rights
+
+
+@pytest.fixture
+def shop(secured: SecuredKafka, tmp_path: Path) -> Settings:
+    """Topics of this test alone, as their administrator made them, and a user without rights."""
+    own = unique_settings(secured.admin, tmp_path)
+    create_topics(own)
+    kafka = KafkaSettings(
+        bootstrap_servers=secured.sasl,
+        security_protocol="SASL_PLAINTEXT",
+        username=USER,
+        password_file=secured.password_file,
+    )
+    return replace(own, kafka=kafka)
+
+
+def names_of(settings: Settings) -> list[str]:
+    """All topics of these settings."""
+    return [topic.name for topic in all_topics(settings)]
+
+
+def rights_missing(settings: Settings) -> list[tuple[str, str]]:
+    """What `lrurec topics check` says about rights; nothing else may be wrong."""
+    said = check_topics(settings)
+    assert all(one.fatal and one.fact == "rights" and one.got == "none" for one in said)
+    return [(one.topic, one.expected) for one in said]
+
+
+def test_topics_that_may_not_be_described_are_not_called_missing(shop: Settings) -> None:
+    """Kafka tells nobody without the right whether a topic is there: creating it is no remedy."""
+    assert rights_missing(shop) == [(name, "Describe") for name in names_of(shop)]
+    for ask in (
+        lambda: create_topics(shop),
+        lambda: require_topics(shop),
+        lambda: end_offsets(shop.kafka, shop.topics.interactions),
+    ):
+        with pytest.raises(TopicMismatch, match="give this program the right Describe") as caught:
+            ask()
+        assert "create" not in str(caught.value)
+
+
+def test_settings_that_may_not_be_described_are_told(secured: SecuredKafka, shop: Settings) -> None:
+    """Kafka answers without a word of why; a worker does not start, `verify` cannot judge."""
+    give_rights(secured, names_of(shop), "DESCRIBE")
+    expected = [(name, "DescribeConfigs") for name in names_of(shop)]
+
+    wait_until(lambda: rights_missing(shop) == expected, "the rights", 10)
+
+    for ask in (
+        lambda: require_topics(shop),
+        lambda: KafkaTopics(shop).is_compacted(shop.topics.interactions),
+    ):
+        with pytest.raises(TopicMismatch, match="give this program the right DescribeConfigs"):
+            ask()
+
+
+def test_a_topic_that_may_not_be_read_is_told(secured: SecuredKafka, shop: Settings) -> None:
+    """One line that names topic and right."""
+    topic = shop.topics.items
+    send(secured.admin, topic, [(0, b"sku", b"{}")])
+    give_rights(secured, names_of(shop), "DESCRIBE")
+    wait_until(lambda: (topic, "Describe") not in rights_missing(shop), "the right", 10)
+
+    with pytest.raises(BrokerUnavailable, match=rf"reading {topic}.* the right Read \(to read\)"):
+        list(read_partitions(shop.kafka, topic))
+
+
+def test_the_rights_of_a_worker_are_enough_for_its_topics(
+    secured: SecuredKafka, shop: Settings
+) -> None:
+    """Those that docs/topics.md lists: whoever may read or write may describe."""
+    names, changelog = shop.topics, changelog_name(shop.worker.app_id)
+    give_rights(secured, [names.interactions, names.models, names.items, changelog], "READ")
+    give_rights(secured, [names.recommendations, names.dead_letters, changelog], "WRITE")
+    give_rights(secured, [names.users], "DESCRIBE")
+    give_rights(secured, names_of(shop), "DESCRIBE_CONFIGS")
+
+    wait_until(lambda: not rights_missing(shop), "the rights", 10)
+
+    assert require_topics(shop) == 4
