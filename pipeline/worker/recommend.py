@@ -93,13 +93,15 @@ class RecommendationProcessor:
         batch = decode_chunks(chunks, self._decoder, self._source, index_of)
         clock.append(time.perf_counter())
         slots, applied = self._load(batch)
-        clock.append(time.perf_counter())
-        ranked = self._advance_and_rank(slots, applied)
-        clock.append(time.perf_counter())
         is_answered = np.ones(len(slots), np.bool_)
         if self._transactional:  # the row proves that the answer to a repeat was committed with it
             is_answered[:] = False
             is_answered[applied.user] = True
+        if self._model is not None:
+            self._rebuild(self._model, slots[is_answered])
+        clock.append(time.perf_counter())
+        ranked = self._advance_and_rank(slots, applied, is_answered)
+        clock.append(time.perf_counter())
         results = self._results(batch, slots, ranked, is_answered)
         clock.append(time.perf_counter())
         self._count(batch, applied, ranked, is_answered)
@@ -152,7 +154,7 @@ class RecommendationProcessor:
         self._metrics.model_version.set(model.version)
 
     def _load(self, batch: MicroBatch) -> tuple[Ints, Applied]:
-        """Find the users' rows, bring them to the weights that serve, and find what they lack."""
+        """Find the users' rows, and the events that they lack."""
         hot = self._hot
         hits, misses = hot.hits, hot.misses
         hot.tick()
@@ -162,8 +164,6 @@ class RecommendationProcessor:
         fresh = batch.offset > hot.heads["offset"][slots][batch.user]
         if batch.event_id.any():
             self._drop_repeats(batch, slots, fresh)
-        if self._model is not None:
-            self._rebuild(self._model, slots)
         applied = Applied(
             user=batch.user[fresh],
             item=batch.item[fresh],
@@ -215,8 +215,13 @@ class RecommendationProcessor:
         heads["model_version"][stale] = model.version
         self._metrics.states_rebuilt.inc(int(np.count_nonzero(lengths)))
 
-    def _advance_and_rank(self, slots: Ints, applied: Applied) -> Ranked:
-        """Move states and heads, measure the lists of before, make the new ones."""
+    def _advance_and_rank(
+        self, slots: Ints, applied: Applied, is_answered: npt.NDArray[np.bool_]
+    ) -> Ranked:
+        """Move states and heads, measure the lists of before, make the new ones.
+
+        The row of who is not answered stays as it is: it holds the list that he was sent last.
+        """
         heads, model, histories = self._hot.heads, self._model, None
         measure = self._prequential and model is not None and len(applied.user) > 0
         if measure or self._exclude_seen:
@@ -233,9 +238,10 @@ class RecommendationProcessor:
             hits = is_in_list(ranked.before, applied.item_hash)
             self._metrics.prequential_hits["model"].inc(int(hits.sum()))
         self._move_heads(slots, applied)
-        heads["recommended"][slots] = ranked.item_hash
+        answered = slots[is_answered]
+        heads["recommended"][answered] = ranked.item_hash[is_answered]
         if model is not None:
-            stale = int(np.count_nonzero(heads["weights_id"][slots] != model.weights_id))
+            stale = int(np.count_nonzero(heads["weights_id"][answered] != model.weights_id))
             self._metrics.stale_states_served.inc(stale)
         return ranked
 
@@ -273,16 +279,16 @@ class RecommendationProcessor:
         results, first = [], 0
         for partition, keys in batch.users.items():
             last = first + len(keys)
-            at = slots[first:last]
-            self._hot.heads["partition"][at] = partition
+            at, answered = slots[first:last], is_answered[first:last]
+            self._hot.heads["partition"][at[answered]] = partition
             # Also where every event was a repeat: a kill between two confirmations
             # must lose no output.
-            self._hot.mark_moved(partition, at)
+            self._hot.mark_moved(partition, at[answered])
             outputs = encode_recommendations(
                 partition, keys, self._hot.heads[at], ranked, first, version
             )
             if self._transactional:
-                outputs = list(compress(outputs, is_answered[first:last].tolist()))
+                outputs = list(compress(outputs, answered.tolist()))
             letters = [dead.letter for dead in batch.dead.get(partition, ())]
             newest = int(self._hot.heads["offset"][at].max(initial=-1))
             moved = self._hot.moved_rows(partition)
