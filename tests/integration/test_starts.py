@@ -50,7 +50,8 @@ def test_a_kafka_that_answers_nothing_ends_a_worker_in_time(tmp_path: Path) -> N
         code, lines = run_worker(settings, "--kafka.connect-timeout-s", "1")
 
     assert code == 1
-    assert lines[-1].startswith(f"lrurec worker: Kafka at {address}: ")
+    assert lines[-1].startswith(f"lrurec worker: Kafka at {address} does not take this program's ")
+    assert "timed out" in lines[-1]
 
 
 def test_a_process_that_is_frozen_in_its_start_is_unhealthy_and_started_again(

@@ -48,6 +48,7 @@ def report(tmp_path: Path) -> DemoReport:
         refused=None,
         announced=True,
         metrics={"model": {"recall@10": 0.3}, "popularity": {"recall@10": 0.1}},
+        validation={"recall@10": 0.35},
         serving_version=None,
         data={},
         epochs=4.0,
