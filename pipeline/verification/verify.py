@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.cluster.topics import changelog_name
 from pipeline.events import EventDecoder
 from pipeline.settings import Settings
+from pipeline.verification.changelog import Rows, read_rows
 from pipeline.verification.letters import LetterCheck
 from pipeline.verification.lists import (
     KnownRelease,
@@ -28,7 +29,7 @@ from pipeline.verification.lists import (
 from pipeline.verification.oracle import LogOracle, PartitionLog, UserOf, hash_of
 from pipeline.verification.outputs import OutputCheck
 from pipeline.verification.report import Findings, Kind, OffsetCounts, OutputCounts, VerifyReport
-from pipeline.verification.rows import RowCheck, Rows, read_rows
+from pipeline.verification.rows import RowCheck
 from pipeline.verification.states import StateCheck
 from pipeline.verification.topics import KafkaTopics, Topics
 
