@@ -73,7 +73,7 @@ class _Verification:
         committed = topics.committed_offsets()
         self._on_stage("reading state rows")
         changelog = changelog_name(self._settings.worker.app_id)
-        rows = read_rows(topics.read(changelog, committed=True))
+        rows = read_rows(topics.read(changelog))
         self._on_stage("reading interactions")
         oracle = self._read_log(committed)
         self._on_stage("reading dead letters")
@@ -128,7 +128,7 @@ class _Verification:
             for p in first
         }
         oracle = LogOracle(EventDecoder(self._settings.fields), partitions)
-        for record in topics.read(name, committed=True):  # as the worker reads
+        for record in topics.read(name):
             if record.offset < partitions[record.partition].end:
                 oracle.take(record)
         return oracle
