@@ -64,6 +64,15 @@ class Rows:
     deleted: set[UserOf]
     layouts: set[RowLayout]
 
+    def reached(self, partition: int, committed: int) -> int:
+        """Return up to where a partition was answered for: rows may be ahead of its commit."""
+        ahead = (
+            row.offset + 1
+            for user, row in self.newest.items()
+            if user[0] == partition and not row.damaged
+        )
+        return max(committed, max(ahead, default=0))
+
 
 def read_rows(changelog: Iterable[Record]) -> Rows:
     """Take the newest row of every user.

@@ -127,6 +127,7 @@ class PartitionLog:
         end: Behind the last offset.
         committed: What lies below has been answered for.
         compacted: Records may have been taken out of its middle.
+        unread: Offsets below `first` that nobody has answered for.
         applied: Records below `committed` that count as events.
         duplicate: Those whose event id makes them repeats.
         skipped: Those whose event type does not count.
@@ -138,6 +139,7 @@ class PartitionLog:
     end: int
     committed: int
     compacted: bool
+    unread: int = 0
     applied: int = 0
     duplicate: int = 0
     skipped: int = 0

@@ -97,3 +97,21 @@ def test_a_state_that_began_behind_repeats_is_computed_anew(
 
     world.forge_row("user", ring=world.head("user")["ring"][::-1])
     assert Kind.ROW in wrong(world.verify())
+
+
+def test_records_that_retention_removed_unread_are_missing(trimmed: StreamWorld) -> None:
+    """What lies between the commit and the front of the log is lost; what a row reached is not."""
+    trimmed.click_all("long", "55")
+    trimmed.process(0)
+    trimmed.settle(commit=False)
+    trimmed.click_all("new", "666")
+    trimmed.topics.trim(trimmed.names.interactions, 0, 11)
+    assert trimmed.topics.committed[0] == 9
+    assert wrong(trimmed.verify()) == {}
+
+    trimmed.topics.trim(trimmed.names.interactions, 0, 14)
+    report = trimmed.verify()
+
+    assert wrong(report) == {Kind.MISSING: 3}
+    (finding,) = report.findings
+    assert (finding.partition, finding.offset) == (0, 11)
