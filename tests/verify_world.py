@@ -90,7 +90,7 @@ class ListedTopics:
     def is_compacted(self, topic: str) -> bool:
         return topic in self.compacted
 
-    def read(self, topic: str, *, committed: bool = False) -> Iterator[ListedRecord]:
+    def read(self, topic: str) -> Iterator[ListedRecord]:
         self.on_read(topic)
         for partition in PARTITIONS:
             first = self.first.get((topic, partition), 0)

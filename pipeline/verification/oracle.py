@@ -7,7 +7,7 @@ deterministic by contract. Knows no state, model or recommendation.
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,9 +37,10 @@ class UserHistory:
         items: Hash of each item.
         times_ms: When each happened.
         event_ids: Hash of each event's own id; 0 for none.
+        repeats: Offsets of the records that do not count, since their ids are among the last ones.
     """
 
-    __slots__ = ("_recent", "event_ids", "items", "number", "offsets", "times_ms")
+    __slots__ = ("_recent", "event_ids", "items", "number", "offsets", "repeats", "times_ms")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -47,6 +48,7 @@ class UserHistory:
         self.items = array("Q")
         self.times_ms = array("q")
         self.event_ids = array("Q")
+        self.repeats: Sequence[int] = ()
         self._recent: deque[int] | None = None
 
     def __len__(self) -> int:
@@ -58,6 +60,7 @@ class UserHistory:
             if self._recent is None:
                 self._recent = deque(maxlen=EVENT_IDS)
             if event_id in self._recent:
+                self._add_repeat(offset)
                 return False
             self._recent.append(event_id)
         self.offsets.append(offset)
@@ -65,6 +68,11 @@ class UserHistory:
         self.times_ms.append(time_ms)
         self.event_ids.append(event_id)
         return True
+
+    def _add_repeat(self, offset: int) -> None:
+        if not isinstance(self.repeats, array):  # most users have none
+            self.repeats = array("q")
+        self.repeats.append(offset)
 
     def count_up_to(self, offset: int) -> int:
         """Return how many events lie at or below an offset."""
@@ -119,6 +127,7 @@ class PartitionLog:
         end: Behind the last offset.
         committed: What lies below has been answered for.
         compacted: Records may have been taken out of its middle.
+        unread: Offsets below `first` that nobody has answered for.
         applied: Records below `committed` that count as events.
         duplicate: Those whose event id makes them repeats.
         skipped: Those whose event type does not count.
@@ -130,6 +139,7 @@ class PartitionLog:
     end: int
     committed: int
     compacted: bool
+    unread: int = 0
     applied: int = 0
     duplicate: int = 0
     skipped: int = 0
@@ -156,6 +166,11 @@ class PartitionLog:
     def lacks_middle(self) -> bool:
         """Whether compaction has removed events that states may hold."""
         return self.compacted and self.without_record > 0
+
+    @property
+    def lacks_events(self) -> bool:
+        """Whether states may hold events that are gone."""
+        return self.lacks_front or self.lacks_middle
 
 
 @dataclass(slots=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import msgspec
 
 from pipeline.cluster.clients import Record
+from pipeline.verification.changelog import Row, Rows
+from pipeline.verification.doubt import due_count
 from pipeline.verification.lists import KnownRelease, ListLog, Output, OutputRules
 from pipeline.verification.oracle import LogOracle, UserHistory, UserOf, hash_of
 from pipeline.verification.report import Findings, Kind
-from pipeline.verification.rows import Row, Rows
 
 Problem = tuple[Kind, str, object, object]
 """What kind of wrong, what, what was expected, and what there is."""
@@ -66,9 +67,7 @@ class OutputCheck:
         self._answers: dict[UserOf, _Answer] = {}
         self._ahead: list[tuple[int, int]] = []
         self._unheard: list[tuple[int, int, int]] = []
-        self._log_is_whole = not any(
-            log.lacks_front or log.lacks_middle for log in oracle.partitions.values()
-        )
+        self._log_is_whole = not any(log.lacks_events for log in oracle.partitions.values())
         self.checked = self.unverifiable = 0
         self.lists: dict[int, ListLog] = {}
 
@@ -131,7 +130,7 @@ class OutputCheck:
         log = self._oracle.partitions[user[0]]
         if user in self._rows.deleted or (row is not None and row.reborn):
             return None
-        if log.lacks_front or log.lacks_middle:
+        if log.lacks_events:
             return None if row is None else row.gone
         return 0
 
@@ -248,7 +247,7 @@ class OutputCheck:
         for user, history in self._oracle.users.items():
             log = self._oracle.partitions[user[0]]
             answer = self._answers.get(user)
-            due = history.count_below(log.committed)
+            due = due_count(history, log, self._rows.newest.get(user))
             if due and user not in self._rows.deleted:
                 self._check_answered(user[0], history.offsets[due - 1], answer, output_first)
             if answer is not None:

@@ -33,8 +33,11 @@ class Topics(Protocol):
         """Tell whether records are taken out of the topic's middle."""
         ...
 
-    def read(self, topic: str, *, committed: bool = False) -> Iterable[Record]:
-        """Yield the records up to the topic's end, in the order of each partition."""
+    def read(self, topic: str) -> Iterable[Record]:
+        """Yield the records up to the topic's end, in the order of each partition.
+
+        As consumers and workers do: those of aborted and of open transactions are left out.
+        """
         ...
 
 
@@ -81,6 +84,6 @@ class KafkaTopics:
             raise TopicMismatch(msg)
         return "compact" in str(found["cleanup.policy"]["value"])
 
-    def read(self, topic: str, *, committed: bool = False) -> Iterator[Record]:
-        """Yield the records up to the topic's end, in the order of each partition."""
-        return kafka_clients.read_partitions(self.settings.kafka, topic, committed=committed)
+    def read(self, topic: str) -> Iterator[Record]:
+        """Yield the committed records up to the topic's end, in the order of each partition."""
+        return kafka_clients.read_partitions(self.settings.kafka, topic, committed=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.cluster.topics import changelog_name
 from pipeline.events import EventDecoder
 from pipeline.settings import Settings
+from pipeline.verification.changelog import Rows, read_rows
 from pipeline.verification.letters import LetterCheck
 from pipeline.verification.lists import (
     KnownRelease,
@@ -28,7 +29,7 @@ from pipeline.verification.lists import (
 from pipeline.verification.oracle import LogOracle, PartitionLog, UserOf, hash_of
 from pipeline.verification.outputs import OutputCheck
 from pipeline.verification.report import Findings, Kind, OffsetCounts, OutputCounts, VerifyReport
-from pipeline.verification.rows import RowCheck, Rows, read_rows
+from pipeline.verification.rows import RowCheck
 from pipeline.verification.states import StateCheck
 from pipeline.verification.topics import KafkaTopics, Topics
 
@@ -72,9 +73,9 @@ class _Verification:
         committed = topics.committed_offsets()
         self._on_stage("reading state rows")
         changelog = changelog_name(self._settings.worker.app_id)
-        rows = read_rows(topics.read(changelog, committed=True))
+        rows = read_rows(topics.read(changelog))
         self._on_stage("reading interactions")
-        oracle = self._read_log(committed)
+        oracle = self._read_log(committed, rows)
         self._on_stage("reading dead letters")
         letters = self._check_letters(oracle)
         self._on_stage("reading recommendations")
@@ -113,7 +114,7 @@ class _Verification:
             findings=tuple(findings.first),
         )
 
-    def _read_log(self, committed: Mapping[int, int]) -> LogOracle:
+    def _read_log(self, committed: Mapping[int, int], rows: Rows) -> LogOracle:
         topics, name = self._topics, self._names.interactions
         first, end = topics.first_offsets(name), topics.end_offsets(name)
         is_compacted = topics.is_compacted(name)
@@ -122,12 +123,13 @@ class _Verification:
                 first=first[p],
                 end=end[p],
                 committed=committed.get(p, first[p]),
+                unread=max(0, first[p] - rows.reached(p, committed[p])) if p in committed else 0,
                 compacted=is_compacted,
             )
             for p in first
         }
         oracle = LogOracle(EventDecoder(self._settings.fields), partitions)
-        for record in topics.read(name, committed=True):  # as the worker reads
+        for record in topics.read(name):
             if record.offset < partitions[record.partition].end:
                 oracle.take(record)
         return oracle
@@ -190,14 +192,24 @@ class _Verification:
                     log.committed,
                     count=log.beyond_end,
                 )
-        beyond = sum(log.beyond_end for _, log in logs)
+            if log.unread:
+                self._findings.add(
+                    Kind.MISSING,
+                    partition,
+                    log.first - log.unread,
+                    "records that retention removed before anybody answered for them",
+                    f"a log from {log.first - log.unread} on",
+                    f"one from {log.first} on",
+                    count=log.unread,
+                )
+        lost = sum(log.beyond_end + log.unread for _, log in logs)
         return OffsetCounts(
             applied=sum(log.applied for _, log in logs) - missing_events,
             duplicate=sum(log.duplicate for _, log in logs),
             skipped=sum(log.skipped for _, log in logs),
             dead=sum(log.dead for _, log in logs) - missing_letters,
             without_record=sum(log.without_record for _, log in logs),
-            missing=missing_events + missing_letters + beyond,
+            missing=missing_events + missing_letters + lost,
             pending=sum(log.pending for _, log in logs),
         )
 

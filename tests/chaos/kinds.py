@@ -11,7 +11,7 @@ from pipeline.cluster.clients import Record, read_partitions
 from pipeline.cluster.topics import changelog_name, create_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import Settings
-from pipeline.verification.rows import read_rows
+from pipeline.verification.changelog import read_rows
 from pipeline.verification.verify import verify
 from pipeline.worker.releases import announce
 from tests.chaos.load import ITEMS

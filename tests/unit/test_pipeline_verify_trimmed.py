@@ -1,0 +1,117 @@
+"""`lrurec verify` where retention has removed events: only what hangs on those is excused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.release import Release
+from pipeline.settings import RecommendSettings, Settings
+from pipeline.verification.report import Kind
+from tests.verify_world import RING, K, StreamWorld, wrong
+
+SETTINGS = Settings(recommend=RecommendSettings(top_k=K, ring=RING))
+
+
+@pytest.fixture
+def trimmed(tmp_path: Path, releases: list[Release]) -> StreamWorld:
+    """Events with ids of two users; the first event of one of them is gone."""
+    world = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    for nth, digit in enumerate("01234567"):
+        world.click("long", f"item-{digit}", event_id=f"long-{nth}")
+    world.click("other", "item-7", event_id="other-0")
+    world.run()
+    world.topics.trim(world.names.interactions, 0, 1)
+    return world
+
+
+@pytest.mark.parametrize("user", ["long", "other"])
+@pytest.mark.parametrize("facts", [{"timestamp_ms": 1}, {"partition": 1}, {"event_count": 0}])
+def test_what_no_gone_event_explains_is_found(
+    trimmed: StreamWorld, user: str, facts: dict[str, Any]
+) -> None:
+    """A time, a partition, or fewer events than the log still holds are wrong whatever is gone."""
+    assert wrong(trimmed.verify()) == {}
+
+    trimmed.forge_row(user, **facts)
+
+    assert wrong(trimmed.verify())[Kind.ROW] == 1
+
+
+def test_a_damaged_row_is_found_though_events_are_gone(trimmed: StreamWorld) -> None:
+    """No gone event breaks a checksum."""
+    row = bytearray(trimmed.row("long"))
+    row[-1] ^= 1
+    trimmed.topics.append(trimmed.changelog, 0, b"long", bytes(row))
+
+    assert wrong(trimmed.verify()) == {Kind.ROW: 1}
+
+
+def test_events_that_a_row_lacks_are_missing_though_others_are_gone(trimmed: StreamWorld) -> None:
+    """A row that counts three events where seven are left has lost at least four."""
+    trimmed.forge_row("long", event_count=3)
+
+    found = wrong(trimmed.verify())
+
+    assert (found[Kind.ROW], found[Kind.MISSING]) == (1, 4)
+
+
+def test_repeats_of_gone_events_are_not_called_wrong(
+    tmp_path: Path, releases: list[Release]
+) -> None:
+    """Wherever the log begins, an event that did not count since one that is gone has its id."""
+    world = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    for digit in "0123":
+        world.click("user", f"item-{digit}", event_id=digit)
+    world.click("user", "item-4")
+    for digit in "0123":  # sent again
+        world.click("user", f"item-{digit}", event_id=digit)
+    world.run()
+    for first in range(10):
+        world.topics.trim(world.names.interactions, 0, first)
+        assert wrong(world.verify()) == {}
+    world.click_all("user", "56")
+    world.run()
+    for first in range(11):
+        world.topics.trim(world.names.interactions, 0, first)
+        assert wrong(world.verify()) == {}
+
+
+def test_a_state_that_began_behind_repeats_is_computed_anew(
+    tmp_path: Path, releases: list[Release]
+) -> None:
+    """Once ids no longer hang on what is gone, neither ring nor state is excused."""
+    world = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    for nth in range(30):
+        world.click("user", f"item-{nth % 8}", event_id=str(nth))
+    world.run()
+    world.announce(releases[1])
+    world.click("user", "item-0", event_id="30")
+    world.run()
+    world.topics.trim(world.names.interactions, 0, 2)
+    assert wrong(world.verify()) == {}
+
+    world.forge_row("user", hidden=world.hidden("user") + np.complex64(1))
+    assert wrong(world.verify()) == {Kind.STATE: 1}
+
+    world.forge_row("user", ring=world.head("user")["ring"][::-1])
+    assert Kind.ROW in wrong(world.verify())
+
+
+def test_records_that_retention_removed_unread_are_missing(trimmed: StreamWorld) -> None:
+    """What lies between the commit and the front of the log is lost; what a row reached is not."""
+    trimmed.click_all("long", "55")
+    trimmed.process(0)
+    trimmed.settle(commit=False)
+    trimmed.click_all("new", "666")
+    trimmed.topics.trim(trimmed.names.interactions, 0, 11)
+    assert trimmed.topics.committed[0] == 9
+    assert wrong(trimmed.verify()) == {}
+
+    trimmed.topics.trim(trimmed.names.interactions, 0, 14)
+    report = trimmed.verify()
+
+    assert wrong(report) == {Kind.MISSING: 3}
+    (finding,) = report.findings
+    assert (finding.partition, finding.offset) == (0, 11)
