@@ -64,7 +64,8 @@ class WorkerSettings:
     """A worker that has events waiting and makes no progress for this long ends itself."""
 
     hot_rows: int = 100_000
-    """Users whose states stay on the device between micro-batches."""
+    """Users whose states stay on the device between micro-batches. The space doubles where more
+    wait for a checkpoint, and stays."""
 
     device: str = "auto"
     """Where the model runs: cpu, cuda, cuda:N; auto is cuda where there is one, else cpu."""

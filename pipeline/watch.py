@@ -15,6 +15,7 @@ from rich.text import Text
 from pipeline.cluster.clients import Record, follow_topic, read_partitions
 from pipeline.data_files import read_titles
 from pipeline.errors import TopicMismatch
+from pipeline.printable import printable
 from pipeline.settings import Settings
 from pipeline.worker.catalogue import CatalogueItem
 from pipeline.worker.wire import Recommendation
@@ -124,7 +125,7 @@ def show(
 
 def _line(recommendation: Recommendation, titles: Mapping[str, str]) -> str:
     return (
-        f"{recommendation.user_id} (event {recommendation.history_length}, "
+        f"{printable(recommendation.user_id)} (event {recommendation.history_length}, "
         f"{_source(recommendation)}): {_items(recommendation, titles, len(recommendation.items))}"
     )
 
@@ -133,7 +134,7 @@ def _table(newest: Iterable[Recommendation], titles: Mapping[str, str]) -> Table
     table = Table("user", "events", "by", "recommended", expand=True)
     for recommendation in newest:
         cells = (
-            recommendation.user_id,
+            printable(recommendation.user_id),
             str(recommendation.history_length),
             _source(recommendation),
             _items(recommendation, titles, TABLE_ITEMS),
@@ -144,9 +145,9 @@ def _table(newest: Iterable[Recommendation], titles: Mapping[str, str]) -> Table
 
 def _source(recommendation: Recommendation) -> str:
     version = f" {recommendation.model_version}" if recommendation.model_version else ""
-    return recommendation.source + version
+    return printable(recommendation.source) + version
 
 
 def _items(recommendation: Recommendation, titles: Mapping[str, str], limit: int) -> str:
     shown = recommendation.items[:limit]
-    return " | ".join(titles.get(item.item_id, item.item_id) for item in shown)
+    return " | ".join(printable(titles.get(item.item_id, item.item_id)) for item in shown)

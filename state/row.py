@@ -44,6 +44,7 @@ _START = MAGIC + FORMAT_VERSION.to_bytes(4, "little")
 _CHECKED_FROM = 16  # the first byte behind the checksum
 _AT_ONCE = 64  # rows: small enough to stay in the cache, large enough to hide the cost of a call
 _MAX_SIZE = 2**20  # of each dimension: far above any use, far below an overflow
+_MAX_ROW_BYTES = 2**26  # but for the fixed fields: a changelog takes no record near it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,10 @@ class RowLayout:
             if not least <= size <= _MAX_SIZE:
                 msg = f"RowLayout.{name} must be from {least} to {_MAX_SIZE}, got {size}"
                 raise ValueError(msg)
+        items, channels = self.ring + self.recommended, self.blocks * self.channels
+        if 8 * (items + channels) > _MAX_ROW_BYTES:
+            msg = f"RowLayout must be of rows of at most {_MAX_ROW_BYTES} bytes, got {self}"
+            raise ValueError(msg)
 
     @cached_property
     def head_dtype(self) -> np.dtype[np.void]:
@@ -209,10 +214,11 @@ class RowLayout:
 def layout_of(row: bytes) -> RowLayout | None:
     """Return the layout that a row was written under, to decode it without converting it.
 
-    None where the bytes name none, or are of another format version. That the row is intact, or as
-    long as its layout says, is for `decode` to find out.
+    None where the bytes name none, are not as many as it says, or of another format version. That
+    the row is intact is for `decode` to find out.
     """
-    return _layout_of_sizes(row[16:32]) if row[:8] == _START else None
+    layout = _layout_of_sizes(row[16:32]) if row[:8] == _START else None
+    return layout if layout is not None and len(row) == layout.row_bytes else None
 
 
 def ring_items(heads: Heads) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:

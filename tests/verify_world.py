@@ -112,6 +112,7 @@ class StreamWorld:
         for partition in PARTITIONS:
             self.store.open(partition)
         self.holder = ModelHolder()
+        self.catalogue = Catalogue()
         self.position = dict.fromkeys(PARTITIONS, 0)
         for release in releases:
             self.announce(release)
@@ -120,12 +121,13 @@ class StreamWorld:
 
     def start(self) -> None:
         """Begin with what was settled, from the committed offsets."""
+        self.metrics = Metrics(CollectorRegistry())
         self.processor = RecommendationProcessor(
             self.settings,
             self.store,
             self.holder,
-            Catalogue(),
-            Metrics(CollectorRegistry()),
+            self.catalogue,
+            self.metrics,
             torch.device("cpu"),
         )
         self.position = dict(self.topics.committed)

@@ -143,8 +143,9 @@ def wait_for_kafka(kafka: KafkaSettings) -> None:
         problems = []
         for server in bootstrap_servers(kafka):
             host, port = server.rsplit(":", 1)
+            address = host.removeprefix("[").removesuffix("]"), int(port)  # brackets: IPv6
             try:
-                socket.create_connection((host, int(port)), kafka.connect_timeout_s).close()
+                socket.create_connection(address, kafka.connect_timeout_s).close()
             except (OSError, UnicodeError) as exc:  # the latter: no name could be like that
                 problems.append(f"{server}: {exc}")
             else:

@@ -107,7 +107,12 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
             what="title and availability of an item, key: item id",
             partitions=1,
             keyed_by_user=False,
-            config={"cleanup.policy": "compact"},
+            config={
+                "cleanup.policy": "compact",
+                # With its tombstone gone, a withdrawn item would be as one that was never named:
+                # available to every worker that starts later.
+                "delete.retention.ms": str(100 * 365 * DAY_MS),
+            },
         ),
         Topic(
             name=names.users,

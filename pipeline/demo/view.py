@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pipeline.demo.figures import METHODS, Figures
 from pipeline.demo.users import PLACES, UserCard
+from pipeline.printable import printable
 
 NAMES = {"model": "LRURec", "popularity": "popularity", "repeat_last": "repeat last"}
 FIGURES = 7  # lines in each of the two panels on top
@@ -38,11 +39,6 @@ def percent(share: float | None) -> str:
 def number(value: float | None, digits: int = 0) -> str:
     """Write a number with thousands set apart."""
     return NONE if value is None else f"{value:,.{digits}f}"
-
-
-def printable(text: str) -> str:
-    """Return a text that moves no cursor and turns no line round, whatever a data file has."""
-    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def latency_text(figures: Figures) -> str:

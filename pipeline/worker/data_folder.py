@@ -41,7 +41,8 @@ def claim_data_folder(settings: Settings) -> None:
     except (OSError, ValueError) as error:
         msg = f"{path}: expected what the folder belongs to, got {error}; remove the folder"
         raise TopicMismatch(msg) from error
-    is_same_topic = may_be_same(found.topic_id, owner.topic_id)
+    # The name too: of an older cluster, without ids, it is all that tells topics apart.
+    is_same_topic = found.topic == name and may_be_same(found.topic_id, owner.topic_id)
     if not is_same_topic or found.app_id != owner.app_id:
         msg = (
             f"{folder}: its states are of {_name(found)}, not of {_name(owner)}: give "

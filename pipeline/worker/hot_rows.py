@@ -35,7 +35,8 @@ class HotRows:
 
     Args:
         layout: Sizes of the rows.
-        capacity: Rows to hold; exceeded only while more rows than that are moved and not settled.
+        capacity: Rows to hold. Where more than that are in one micro-batch, or moved and not
+            settled, the space at least doubles, and stays: later rows are held in it too.
         device: Where hidden states live.
         store: Where missing rows are read from.
         on_damaged: Is told (partition, user key) of a row whose bytes are damaged; must not return.

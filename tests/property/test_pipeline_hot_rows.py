@@ -122,3 +122,31 @@ def test_a_change_of_layout_keeps_rings_and_drops_hidden_states() -> None:
     assert decoded.heads["ring"][0].tolist() == [5, 4]
     assert decoded.heads["weights_id"][0] == 0
     assert not decoded.hidden.any()
+
+
+def test_the_space_that_a_burst_took_stays_and_grows_no_further() -> None:
+    """It doubles for rows that no checkpoint has yet; afterwards rows make room for each other."""
+    store = MemoryStore()
+    store.open(0)
+    hot = HotRows(LAYOUT, 4, torch.device("cpu"), store, fail_on_damage)
+
+    def move(user: int) -> None:
+        hot.tick()
+        hot.mark_moved(0, hot.find(0, [b"%d" % user]))
+
+    def checkpoint() -> None:
+        rows, token = hot.snapshot(0)
+        store.write(0, rows, None)
+        hot.settled(0, token)
+
+    for user in range(5):
+        move(user)
+    checkpoint()
+    space = len(hot.heads)
+    for user in range(5, 30):
+        move(user)
+        checkpoint()
+
+    assert space == 8
+    assert (len(hot.heads), len(hot.hidden)) == (8, 9)
+    assert 4 < len(hot) <= 8

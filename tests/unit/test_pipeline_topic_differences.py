@@ -140,6 +140,7 @@ def test_dead_letters_of_the_usual_size_are_noted() -> None:
         ("changelog", "segment.bytes"),
         ("changelog", "delete.retention.ms"),
         ("changelog", "min.compaction.lag.ms"),
+        ("items", "delete.retention.ms"),
     ],
 )
 def test_settings_that_were_altered_are_noted(kind: str, key: str) -> None:
@@ -153,7 +154,7 @@ def test_settings_that_were_altered_are_noted(kind: str, key: str) -> None:
 def test_what_keeps_more_than_asked_for_is_fine() -> None:
     """Larger messages, tombstones for longer, a longer wait for compaction; more copies."""
     found = found_topics(4)
-    more = {"max.message.bytes": "99999999", "delete.retention.ms": "99999999999"}
+    more = {"max.message.bytes": "99999999", "delete.retention.ms": str(2**63 - 1)}
     more["min.compaction.lag.ms"] = "99999999"
     for name, one in found.items():
         found[name] = replace(one, replicas=5, config={**one.config, **more})

@@ -288,6 +288,44 @@ def test_a_database_that_another_program_holds_is_locked(store: RocksStore, fold
         store.open(0)
 
 
+def test_a_mark_outlives_a_crash_and_the_rows_before_it(
+    store: RocksStore, folder: Path, tmp_path: Path
+) -> None:
+    """What it says of the partition must be there after a kill, as after a logged write."""
+    store.open(0)
+    store.write(0, [(b"user", b"row")], 3, logged=False)
+    store.set_mark(0, b"half restored")
+    copy = tmp_path / "copy"  # what is on disk while nothing was closed
+    shutil.copytree(folder, copy)
+
+    after_the_kill = RocksStore(copy, SMALL)
+    after_the_kill.open(0)
+
+    assert after_the_kill.mark(0) == b"half restored"
+    assert after_the_kill.position(0) == 3
+    after_the_kill.close_all()
+
+
+def test_a_removal_that_stops_half_way_leaves_no_partition_behind(
+    store: RocksStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files go under another name first: half a database is never opened as a whole one."""
+    fill(store)
+
+    def stop(path: Path) -> None:
+        next(path.glob("*.sst")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("state.rocks.shutil.rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            store.destroy(0)
+
+    store.open(0)
+    assert store.position(0) is None
+    assert list(store.scan(0)) == []
+
+
 def test_what_a_crash_left_of_a_destroyed_partition_is_removed(folder: Path) -> None:
     """Half a removed database takes no room and is never taken for a whole one."""
     left = folder / "partition-0.removed"

@@ -10,6 +10,7 @@ from state.errors import StateFormatUnknown
 from state.row import Heads, RowLayout, append_items, layout_of, ring_items
 
 TINY = RowLayout(ring=3, recommended=1, blocks=1, channels=2)
+LAYOUTS = [TINY, RowLayout(ring=50, recommended=10, blocks=2, channels=512)]
 
 
 def tiny_rows(n: int) -> list[bytes]:
@@ -106,6 +107,29 @@ def test_a_layout_refuses_impossible_sizes(sizes: dict[str, int]) -> None:
         ValueError, match=rf"RowLayout\.{name} must be from \d+ to \d+, got {value}"
     ):
         RowLayout(**({"ring": 3, "recommended": 1, "blocks": 1, "channels": 2} | sizes))
+
+
+def test_a_layout_refuses_rows_that_no_changelog_takes() -> None:
+    """Sizes that are fine one by one may be too much together."""
+    with pytest.raises(ValueError, match=r"rows of at most 67108864 bytes, got RowLayout\(ring=3"):
+        RowLayout(ring=3, recommended=1, blocks=2**10, channels=2**13)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_flipped_bit_in_the_sizes_is_damage(layout: RowLayout) -> None:
+    """However large a row then claims to be: nothing is allocated for it, and nothing fails."""
+    (row,) = layout.encode(
+        layout.new_heads(1), np.zeros((1, layout.blocks, layout.channels), np.complex64)
+    )
+    rows = [
+        row[:at] + bytes([row[at] ^ 1 << bit]) + row[at + 1 :]
+        for at in range(16, 32)
+        for bit in range(8)
+    ]
+    rows.append(row[:16] + struct.pack("<4I", *[2**20] * 4) + row[32:])
+
+    assert layout.decode(rows).damaged.all()
+    assert [layout_of(one) for one in rows] == [None] * len(rows)
 
 
 @pytest.mark.parametrize(
