@@ -112,6 +112,7 @@ class StreamWorld:
         for partition in PARTITIONS:
             self.store.open(partition)
         self.holder = ModelHolder()
+        self.catalogue = Catalogue()
         self.position = dict.fromkeys(PARTITIONS, 0)
         for release in releases:
             self.announce(release)
@@ -124,7 +125,7 @@ class StreamWorld:
             self.settings,
             self.store,
             self.holder,
-            Catalogue(),
+            self.catalogue,
             Metrics(CollectorRegistry()),
             torch.device("cpu"),
         )
@@ -159,6 +160,11 @@ class StreamWorld:
         """Append events of the items with these digits."""
         for digit in items:
             self.click(user, f"item-{digit}", partition=partition)
+
+    def describe(self, item: str, value: bytes | None, timestamp: int | None = None) -> None:
+        """Append a record of the catalogue, which the processor takes at once."""
+        self.topics.append(self.names.items, 0, item.encode(), value, timestamp=timestamp)
+        self.catalogue.apply(item.encode(), value)
 
     def junk(self, value: bytes | None, *, partition: int = 0) -> None:
         """Append a record that is no event."""

@@ -112,7 +112,8 @@ class OutputRules:
         exclude_seen: Items that the row remembers may not be listed.
         least_ring: No row remembers fewer items, unless its user has fewer.
         most_ring: No row remembers more.
-        barred: Items that were unavailable at some time, so may be missing from a list.
+        barred: Items that were unavailable at some time, or may have been, so may be missing from a
+            list.
         sampled: Users whose states and lists are computed anew; None: all.
     """
 
@@ -169,13 +170,23 @@ def announced_versions(announcements: Iterable[Record]) -> set[int]:
 
 
 def barred_items(catalogue: Iterable[Record]) -> frozenset[str]:
-    """Return the ids of items that the catalogue has called unavailable at some time."""
+    """Return the ids of items that the catalogue has called unavailable at some time, or may have.
+
+    Where records are gone, as after compaction, that may be any item which it names.
+    """
+    named: set[str] = set()
     barred: set[str] = set()
+    next_offset: dict[int, int] = {}
+    has_gaps = False
     for record in catalogue:
+        has_gaps |= record.offset != next_offset.get(record.partition, 0)
+        next_offset[record.partition] = record.offset + 1
         try:
+            item_id = (record.key or b"").decode()
+            named.add(item_id)
             item = None if record.value is None else msgspec.json.decode(record.value)
             if item is None or not item.get("available", True):
-                barred.add((record.key or b"").decode())
+                barred.add(item_id)
         except (ValueError, RecursionError, AttributeError):
             continue  # workers log and skip it
-    return frozenset(barred)
+    return frozenset(named if has_gaps else barred)

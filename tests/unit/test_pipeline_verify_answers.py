@@ -308,6 +308,28 @@ def test_an_unavailable_item_may_be_left_out(world: StreamWorld) -> None:
     assert wrong(world.verify()) == {Kind.SHORT: 1, Kind.ROW: 1}
 
 
+def test_an_item_may_have_been_unavailable_before_compaction(
+    tmp_path: Path, releases: list[Release]
+) -> None:
+    """A list without an item whose older records are gone is not called stale."""
+    world = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    world.click("user", "item-1", **VIEW)
+    world.run()
+    output = world.topics.records[world.names.recommendations, 0][-1]
+    assert output is not None
+    assert output.value is not None
+    best = msgspec.json.decode(output.value)["items"][0]["item_id"]
+    for value in (b'{"available":false}', b'{"available":true}'):
+        world.describe(best, value)
+        world.click("user", "item-1", **VIEW)
+        world.run()
+    assert wrong(world.verify()) == {}
+
+    world.topics.remove(world.names.items, 0, 0)
+
+    assert wrong(world.verify()) == {}
+
+
 def test_an_item_of_nobody_in_a_popular_list_is_found(tmp_path: Path) -> None:
     """Without a release, a list holds items of events."""
     world = StreamWorld(tmp_path, SETTINGS)
