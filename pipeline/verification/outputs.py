@@ -189,6 +189,8 @@ class OutputCheck:
         start = self._start_of(known, row, count, is_from_start=is_from_start)
         if start is not None:
             self._note(known, user, output, (start, count), items)
+        else:
+            self.unverifiable += self._rules.covers(user)
         if row is not None and row.offset == output.event.offset:
             self._answers[user].at_row = None if start is not None else (output, items)
         return None
@@ -280,6 +282,7 @@ class OutputCheck:
         known = self._by_version[output.model_version]
         if known.weights_id != row.weights_id:
             if is_at_rest:
+                self.unverifiable -= self._rules.covers(user)
                 what = f"weights that made the state behind a list of release {known.version}"
                 self._findings.add(
                     Kind.STALE, user[0], row.offset, what, known.weights_id, row.weights_id
@@ -288,6 +291,7 @@ class OutputCheck:
             start = row.started_at - row.gone
             stop = self._oracle.users[user].count_up_to(row.offset)
             if 0 <= start <= stop:
+                self.unverifiable -= self._rules.covers(user)
                 self._note(known, user, output, (start, stop), items)
 
 

@@ -132,7 +132,7 @@ class OutputCounts:
     wrong: int
     """Not well made: repeated, unknown or excluded items, an unknown release, a false event."""
     unverifiable: int
-    """Cannot be judged: what they rest on is gone from the log or the disk."""
+    """Cannot be judged: events, release or state that they rest on are gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
