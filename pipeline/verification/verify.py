@@ -25,6 +25,7 @@ from pipeline.verification.lists import (
     announced_versions,
     barred_items,
     read_releases,
+    withdrawn_items,
 )
 from pipeline.verification.oracle import LogOracle, PartitionLog, UserOf, hash_of
 from pipeline.verification.outputs import OutputCheck
@@ -152,6 +153,7 @@ class _Verification:
             least_ring=min(rings),
             most_ring=max(rings),
             barred=barred_items(self._topics.read(self._names.items)),
+            withdrawn=withdrawn_items(self._topics.read(self._names.items)),
             sampled=sampled,
         )
 
@@ -174,7 +176,8 @@ class _Verification:
         for record in topics.read(names.recommendations):
             check.take(record)
         announced = announced_versions(topics.read(names.models))
-        check.finish(topics.end_offsets(names.interactions), first, announced)
+        withdrawn = withdrawn_items(topics.read(names.items))
+        check.finish(topics.end_offsets(names.interactions), first, announced, withdrawn)
         return check
 
     def _count_offsets(

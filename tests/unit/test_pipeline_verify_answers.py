@@ -341,9 +341,8 @@ def test_an_unavailable_item_may_be_left_out(world: StreamWorld) -> None:
     """What the catalogue has called unavailable may be missing from a list, nothing else may."""
 
     def leave_out(output: dict[str, Any]) -> None:
-        world.topics.append(
-            world.names.items, 0, output["items"][0]["item_id"].encode(), b'{"available":false}'
-        )
+        item, now_ms = output["items"][0]["item_id"].encode(), output["emitted_at_ms"]
+        world.topics.append(world.names.items, 0, item, b'{"available":false}', timestamp=now_ms)
 
     world.forge_output(leave_out)
     assert wrong(world.verify()) == {}
