@@ -163,6 +163,8 @@ class VerifyReport:
     """Dead letters that are not those of their records."""
     dead_letters_unverifiable: int
     """Dead records whose letters retention may have removed."""
+    partitions_uncommitted: int
+    """Partitions with rows and without a committed offset: nothing in them is known to be due."""
     releases_unreadable: int
     """Announced releases that cannot be read any more."""
     seconds: float

@@ -110,10 +110,16 @@ class _Verification:
             stale=counts[Kind.STALE],
             dead_letters_wrong=counts[Kind.LETTER],
             dead_letters_unverifiable=letters.unverifiable,
+            partitions_uncommitted=len(self._uncommitted(committed, rows)),
             releases_unreadable=sum(known.release is None for known in releases),
             seconds=time.monotonic() - started_s,
             findings=tuple(findings.first),
         )
+
+    def _uncommitted(self, committed: Mapping[int, int], rows: Rows) -> set[int]:
+        """Return partitions with rows and no commit, even by now: a worker may have just begun."""
+        without = {user[0] for user in rows.newest} - committed.keys()
+        return without - self._topics.committed_offsets().keys() if without else without
 
     def _read_log(self, committed: Mapping[int, int], rows: Rows) -> LogOracle:
         topics, name = self._topics, self._names.interactions
