@@ -162,9 +162,16 @@ class StreamWorld:
         for digit in items:
             self.click(user, f"item-{digit}", partition=partition)
 
-    def junk(self, value: bytes | None, *, partition: int = 0) -> None:
+    def describe(self, item: str, value: bytes | None, timestamp: int | None = None) -> None:
+        """Append a record of the catalogue, which the processor takes at once."""
+        self.topics.append(self.names.items, 0, item.encode(), value, timestamp=timestamp)
+        self.catalogue.apply(item.encode(), value)
+
+    def junk(
+        self, value: bytes | None, *, partition: int = 0, headers: Iterable[tuple[str, bytes]] = ()
+    ) -> None:
         """Append a record that is no event."""
-        self.topics.append(self.names.interactions, partition, b"junk", value)
+        self.topics.append(self.names.interactions, partition, b"junk", value, headers)
 
     def process(self, partition: int, most: int = 1000) -> None:
         """Answer the next records of a partition; nothing is durable by that."""
@@ -179,7 +186,9 @@ class StreamWorld:
                 self.topics.append(self.names.recommendations, partition, key, value)
             for letter in result.dead_letters:
                 headers = [*letter.headers, *letter.about]
-                self.topics.append(self.names.dead_letters, 0, letter.key, letter.value, headers)
+                self.topics.append(
+                    self.names.dead_letters, partition, letter.key, letter.value, headers
+                )
 
     def settle(self, *, commit: bool = True) -> None:
         """Take a checkpoint of every partition."""

@@ -2,11 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline.cluster.clients import Record
 from pipeline.verification.oracle import DeadRecord, LogOracle
 from pipeline.verification.report import Findings, Kind
+
+MOST_BYTES = 900_000
+"""A record of at most so many bytes is in its letter whole; docs/topics.md."""
 
 
 class LetterCheck:
@@ -58,9 +61,12 @@ class LetterCheck:
             return
         if reason != dead.reason:
             self._findings.add(Kind.LETTER, partition, offset, "reason", dead.reason, reason)
+        elif record.partition != partition:
+            what = "partition of the letter"
+            self._findings.add(Kind.LETTER, partition, offset, what, partition, record.partition)
         elif not _holds(record, headers, dead):
-            expected = "those of the record"
-            self._findings.add(Kind.LETTER, partition, offset, "key and value", expected, "others")
+            what, expected = "key, value and headers", "those of the record"
+            self._findings.add(Kind.LETTER, partition, offset, what, expected, "others")
         self._found.add((partition, offset))
 
     def finish(self, letters_first: Mapping[int, int]) -> None:
@@ -70,19 +76,16 @@ class LetterCheck:
             letters_first: The first offset that still exists of the dead letters, by partition.
         """
         # A letter is younger than its record, so younger records' letters are not removed yet.
-        trimmed_ms = max(
-            (
-                self._oldest_ms.get(partition, math.inf)
-                for partition, first in letters_first.items()
-                if first > 0
-            ),
-            default=-math.inf,
-        )
+        trimmed_ms = {
+            partition: self._oldest_ms.get(partition, math.inf)
+            for partition, first in letters_first.items()
+            if first > 0
+        }
         for (partition, offset), dead in self._oracle.dead.items():
             is_due = offset < self._oracle.partitions[partition].committed
             if not is_due or (partition, offset) in self._found:
                 continue
-            if dead.timestamp_ms <= trimmed_ms:
+            if dead.timestamp_ms <= trimmed_ms.get(partition, -math.inf):
                 self.unverifiable += 1
                 continue
             self.missing += 1
@@ -94,5 +97,17 @@ def _holds(record: Record, headers: Mapping[str, bytes], dead: DeadRecord) -> bo
     """Tell whether a letter has its record, or the digest of one that is too large for it."""
     if record.key is None and record.value is None and "lrurec-value-sha256" in headers:
         digest = hashlib.sha256(dead.value or b"").hexdigest()
-        return headers["lrurec-value-sha256"] == digest.encode()
-    return (record.key, record.value) == (dead.key, dead.value)
+        is_its_own = headers["lrurec-value-sha256"] == digest.encode()
+        return is_its_own and _size(dead) > MOST_BYTES
+    own = _comparable(record.headers)[: len(dead.headers)]
+    return (record.key, record.value, own) == (dead.key, dead.value, _comparable(dead.headers))
+
+
+def _size(dead: DeadRecord) -> int:
+    in_headers = sum(len(name.encode()) + len(value or b"") for name, value in dead.headers)
+    return len(dead.key or b"") + len(dead.value or b"") + in_headers
+
+
+def _comparable(headers: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Return headers but for names that are not ASCII: clients may read them in several ways."""
+    return [(name if name.isascii() else "", value) for name, value in headers]

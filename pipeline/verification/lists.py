@@ -16,6 +16,10 @@ from pipeline.worker.releases import decode_announcement, open_announced
 logger = logging.getLogger(__name__)
 
 
+WITHDRAWN_MARGIN_MS = 600_000
+"""How long after a withdrawal a list may still hold the item: for clocks, and for what is late."""
+
+
 class _Item(msgspec.Struct, frozen=True, gc=False):
     item_id: str
     score: float
@@ -112,7 +116,9 @@ class OutputRules:
         exclude_seen: Items that the row remembers may not be listed.
         least_ring: No row remembers fewer items, unless its user has fewer.
         most_ring: No row remembers more.
-        barred: Items that were unavailable at some time, so may be missing from a list.
+        barred: Items that were unavailable at some time, or may have been, so may be missing from a
+            list.
+        withdrawn: Items that the catalogue calls unavailable, and since when at the latest, in ms.
         sampled: Users whose states and lists are computed anew; None: all.
     """
 
@@ -121,11 +127,18 @@ class OutputRules:
     least_ring: int
     most_ring: int
     barred: frozenset[str]
+    withdrawn: Mapping[str, int]
     sampled: frozenset[UserOf] | None
 
     def covers(self, user: UserOf) -> bool:
         """Tell whether the user's state and lists are to be computed anew."""
         return self.sampled is None or user in self.sampled
+
+    def excluded(self, output: Output, withdrawn: Mapping[str, int]) -> list[str]:
+        """Return the items of a list that were withdrawn long before it was made."""
+        since_ms = output.emitted_at_ms - WITHDRAWN_MARGIN_MS
+        ids = (item.item_id for item in output.items)
+        return [item for item in ids if withdrawn.get(item, since_ms) < since_ms]
 
     def left_out(self, known: KnownRelease, history: UserHistory, count: int) -> list[int]:
         """Return the indices of items that may be missing from a list for what the user has seen.
@@ -169,13 +182,54 @@ def announced_versions(announcements: Iterable[Record]) -> set[int]:
 
 
 def barred_items(catalogue: Iterable[Record]) -> frozenset[str]:
-    """Return the ids of items that the catalogue has called unavailable at some time."""
+    """Return the ids of items that the catalogue has called unavailable at some time, or may have.
+
+    Where records are gone, as after compaction, that may be any item which it names.
+    """
+    named: set[str] = set()
     barred: set[str] = set()
+    next_offset: dict[int, int] = {}
+    has_gaps = False
     for record in catalogue:
+        has_gaps |= record.offset != next_offset.get(record.partition, 0)
+        next_offset[record.partition] = record.offset + 1
         try:
+            item_id = (record.key or b"").decode()
+            named.add(item_id)
             item = None if record.value is None else msgspec.json.decode(record.value)
             if item is None or not item.get("available", True):
-                barred.add((record.key or b"").decode())
+                barred.add(item_id)
         except (ValueError, RecursionError, AttributeError):
             continue  # workers log and skip it
-    return frozenset(barred)
+    return frozenset(named if has_gaps else barred)
+
+
+class _CatalogueItem(msgspec.Struct, frozen=True):
+    title: str | None = None
+    available: bool = True
+
+
+def withdrawn_items(catalogue: Iterable[Record]) -> dict[str, int]:
+    """Return the items that are unavailable now, with the time in ms of the newest record of each.
+
+    An item that any partition calls available is left out: which one came later is not known.
+    """
+    newest: dict[str, dict[int, int | None]] = {}  # by item and partition; None: available
+    for record in catalogue:
+        try:
+            item_id = (record.key or b"").decode()
+            is_available = (
+                record.value is not None
+                and msgspec.json.decode(record.value, type=_CatalogueItem).available
+            )
+        except (ValueError, RecursionError):
+            continue  # workers log and skip it
+        newest.setdefault(item_id, {})[record.partition] = (
+            None if is_available else record.timestamp
+        )
+    withdrawn: dict[str, int] = {}
+    for item_id, times_ms in newest.items():
+        known = [time_ms for time_ms in times_ms.values() if time_ms is not None]
+        if len(known) == len(times_ms):
+            withdrawn[item_id] = max(known)
+    return withdrawn

@@ -110,12 +110,14 @@ class DeadRecord:
         key: Its key.
         value: Its value.
         timestamp_ms: The record's own.
+        headers: Its headers.
     """
 
     reason: str
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
+    headers: Sequence[tuple[str, bytes]]
 
 
 @dataclass(slots=True)
@@ -203,7 +205,7 @@ class LogOracle:
         except EventInvalid as error:
             log.dead += is_due
             self.dead[record.partition, record.offset] = DeadRecord(
-                error.reason.value, record.key, record.value, record.timestamp
+                error.reason.value, record.key, record.value, record.timestamp, record.headers
             )
             return
         if event is None:

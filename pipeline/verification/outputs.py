@@ -67,6 +67,7 @@ class OutputCheck:
         self._answers: dict[UserOf, _Answer] = {}
         self._ahead: list[tuple[int, int]] = []
         self._unheard: list[tuple[int, int, int]] = []
+        self._with_excluded: list[Output] = []
         self._log_is_whole = not any(log.lacks_events for log in oracle.partitions.values())
         self.checked = self.unverifiable = 0
         self.lists: dict[int, ListLog] = {}
@@ -100,6 +101,8 @@ class OutputCheck:
         if event.offset >= log.end:  # came in after the log was read, or never
             self._ahead.append((partition, event.offset))
             return None
+        if self._rules.excluded(output, self._rules.withdrawn):
+            self._with_excluded.append(output)
         answer = self._answers.setdefault(user, _Answer())
         answer.offset = max(answer.offset, event.offset)
         history, row = self._oracle.users.get(user), self._rows.newest.get(user)
@@ -189,6 +192,8 @@ class OutputCheck:
         start = self._start_of(known, row, count, is_from_start=is_from_start)
         if start is not None:
             self._note(known, user, output, (start, count), items)
+        else:
+            self.unverifiable += self._rules.covers(user)
         if row is not None and row.offset == output.event.offset:
             self._answers[user].at_row = None if start is not None else (output, items)
         return None
@@ -226,7 +231,11 @@ class OutputCheck:
             log.add(output, self._oracle.users[user], span, items)
 
     def finish(
-        self, ends: Mapping[int, int], output_first: Mapping[int, int], announced: set[int]
+        self,
+        ends: Mapping[int, int],
+        output_first: Mapping[int, int],
+        announced: set[int],
+        withdrawn: Mapping[str, int],
     ) -> None:
         """Find what all outputs together tell.
 
@@ -234,7 +243,13 @@ class OutputCheck:
             ends: Where the interactions end by now, by partition.
             output_first: The first offset that still exists of the recommendations, by partition.
             announced: Versions of all releases that were announced by now.
+            withdrawn: Items that are unavailable by now, and since when at the latest, in ms.
         """
+        for output in self._with_excluded:
+            if items := self._rules.excluded(output, withdrawn):
+                what, expected = "items", "none that was withdrawn long before"
+                event, got = output.event, ", ".join(items)
+                self._findings.add(Kind.OUTPUT, event.partition, event.offset, what, expected, got)
         for version, partition, offset in self._unheard:
             if version not in announced:
                 self._findings.add(
@@ -280,6 +295,7 @@ class OutputCheck:
         known = self._by_version[output.model_version]
         if known.weights_id != row.weights_id:
             if is_at_rest:
+                self.unverifiable -= self._rules.covers(user)
                 what = f"weights that made the state behind a list of release {known.version}"
                 self._findings.add(
                     Kind.STALE, user[0], row.offset, what, known.weights_id, row.weights_id
@@ -288,6 +304,7 @@ class OutputCheck:
             start = row.started_at - row.gone
             stop = self._oracle.users[user].count_up_to(row.offset)
             if 0 <= start <= stop:
+                self.unverifiable -= self._rules.covers(user)
                 self._note(known, user, output, (start, stop), items)
 
 

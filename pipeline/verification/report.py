@@ -132,7 +132,7 @@ class OutputCounts:
     wrong: int
     """Not well made: repeated, unknown or excluded items, an unknown release, a false event."""
     unverifiable: int
-    """Cannot be judged: what they rest on is gone from the log or the disk."""
+    """Cannot be judged: events, release or state that they rest on are gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +163,8 @@ class VerifyReport:
     """Dead letters that are not those of their records."""
     dead_letters_unverifiable: int
     """Dead records whose letters retention may have removed."""
+    partitions_uncommitted: int
+    """Partitions with rows and without a committed offset: nothing in them is known to be due."""
     releases_unreadable: int
     """Announced releases that cannot be read any more."""
     seconds: float

@@ -25,6 +25,7 @@ from pipeline.verification.lists import (
     announced_versions,
     barred_items,
     read_releases,
+    withdrawn_items,
 )
 from pipeline.verification.oracle import LogOracle, PartitionLog, UserOf, hash_of
 from pipeline.verification.outputs import OutputCheck
@@ -109,10 +110,16 @@ class _Verification:
             stale=counts[Kind.STALE],
             dead_letters_wrong=counts[Kind.LETTER],
             dead_letters_unverifiable=letters.unverifiable,
+            partitions_uncommitted=len(self._uncommitted(committed, rows)),
             releases_unreadable=sum(known.release is None for known in releases),
             seconds=time.monotonic() - started_s,
             findings=tuple(findings.first),
         )
+
+    def _uncommitted(self, committed: Mapping[int, int], rows: Rows) -> set[int]:
+        """Return partitions with rows and no commit, even by now: a worker may have just begun."""
+        without = {user[0] for user in rows.newest} - committed.keys()
+        return without - self._topics.committed_offsets().keys() if without else without
 
     def _read_log(self, committed: Mapping[int, int], rows: Rows) -> LogOracle:
         topics, name = self._topics, self._names.interactions
@@ -152,6 +159,7 @@ class _Verification:
             least_ring=min(rings),
             most_ring=max(rings),
             barred=barred_items(self._topics.read(self._names.items)),
+            withdrawn=withdrawn_items(self._topics.read(self._names.items)),
             sampled=sampled,
         )
 
@@ -174,7 +182,8 @@ class _Verification:
         for record in topics.read(names.recommendations):
             check.take(record)
         announced = announced_versions(topics.read(names.models))
-        check.finish(topics.end_offsets(names.interactions), first, announced)
+        withdrawn = withdrawn_items(topics.read(names.items))
+        check.finish(topics.end_offsets(names.interactions), first, announced, withdrawn)
         return check
 
     def _count_offsets(

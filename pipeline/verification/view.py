@@ -67,8 +67,9 @@ def _promises(report: VerifyReport) -> Iterator[tuple[str, bool, str]]:
 def _unjudged(report: VerifyReport) -> Iterator[str]:
     reasons = {
         "states whose events or release are gone": report.states_unverifiable,
-        "recommendations whose events or release are gone": report.outputs.unverifiable,
+        "recommendations whose events, release or state are gone": report.outputs.unverifiable,
         "records whose dead letters retention may have removed": report.dead_letters_unverifiable,
+        "partitions with states and without a committed offset": report.partitions_uncommitted,
         "announced releases that cannot be read": report.releases_unreadable,
     }
     for reason, count in reasons.items():

@@ -73,6 +73,7 @@ def report(tmp_path: Path) -> DemoReport:
         stale=0,
         dead_letters_wrong=0,
         dead_letters_unverifiable=0,
+        partitions_uncommitted=0,
         releases_unreadable=0,
         seconds=1.0,
         findings=(),

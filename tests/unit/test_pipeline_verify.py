@@ -209,6 +209,23 @@ def test_a_deleted_user_needs_no_row(world: StreamWorld) -> None:
     assert wrong(world.verify()) == {Kind.STATE: 1}
 
 
+def test_lists_whose_state_was_replaced_are_counted(
+    world: StreamWorld, releases: list[Release]
+) -> None:
+    """Lists of an earlier release for more than a ring of events are not passed over in silence."""
+    before = world.verify().outputs
+    assert (before.unverifiable, before.lists) == (0, before.checked)
+    world.announce(releases[1])
+    world.click_all("long", "45")
+    world.run()
+
+    report = world.verify()
+
+    assert wrong(report) == {}
+    outputs = report.outputs
+    assert outputs.unverifiable == outputs.checked - outputs.lists > 0
+
+
 def test_a_release_that_is_gone_makes_states_unverifiable(
     tmp_path: Path, world: StreamWorld
 ) -> None:

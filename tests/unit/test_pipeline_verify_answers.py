@@ -167,17 +167,63 @@ def test_a_false_letter_is_found(dead_world: StreamWorld, field: str, value: byt
     assert Kind.LETTER in wrong(dead_world.verify())
 
 
-@pytest.mark.parametrize(("value", "is_its_own"), [(b"{", True), (b"{{", False)])
-def test_a_letter_may_have_a_digest_for_its_record(
-    dead_world: StreamWorld, value: bytes, is_its_own: bool
+@pytest.mark.parametrize(
+    ("record", "value", "is_right"),
+    [
+        (b"{" * 900_001, b"{" * 900_001, True),
+        (b"{" * 900_001, b"{{" * 900_001, False),  # of another record
+        (b"{", b"{", False),  # there was room for it
+    ],
+    ids=["its own", "another", "small"],
+)
+def test_a_letter_may_have_a_digest_for_a_large_record(
+    tmp_path: Path, record: bytes, value: bytes, is_right: bool
 ) -> None:
-    """What is too large for the dead letters is told of there; of another record it is false."""
-    log = dead_world.topics.records[dead_world.names.dead_letters, 0]
+    """What is too large for the dead letters is told of there, nothing else is."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    world.junk(record)
+    world.run()
+    log = world.topics.records[world.names.dead_letters, 0]
     assert log[0] is not None
     letter = DeadLetter(b"junk", value, (), [*log[0].headers]).without_record()
     log[0] = replace(log[0], key=None, value=None, headers=tuple(letter.about))
 
-    assert wrong(dead_world.verify()) == ({} if is_its_own else {Kind.LETTER: 1})
+    assert wrong(world.verify()) == ({} if is_right else {Kind.LETTER: 1})
+
+
+def test_a_letter_has_the_headers_of_its_record(tmp_path: Path) -> None:
+    """They come first, in their order; a letter that lost them is false."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    world.junk(b"{", headers=[("trace", b"1"), ("trace", b"2")])
+    world.run()
+    assert wrong(world.verify()) == {}
+    log = world.topics.records[world.names.dead_letters, 0]
+    assert log[0] is not None
+    log[0] = replace(log[0], headers=log[0].headers[1:])
+
+    assert wrong(world.verify()) == {Kind.LETTER: 1}
+
+
+def test_a_letter_lies_on_the_partition_of_its_record(dead_world: StreamWorld) -> None:
+    """Letters of a partition are read by its number."""
+    topics, name = dead_world.topics, dead_world.names.dead_letters
+    topics.records[name, 1], topics.records[name, 0] = topics.records[name, 0], []
+    topics.records[name, 1] = [replace(r, partition=1) for r in topics.records[name, 1] if r]
+
+    assert wrong(dead_world.verify()) == {Kind.LETTER: 2}
+
+
+def test_letters_removed_from_another_partition_excuse_nothing(dead_world: StreamWorld) -> None:
+    """Retention of one partition says nothing of a letter that another one lacks."""
+    dead_world.junk(b"{", partition=1)
+    dead_world.run()
+    dead_world.topics.trim(dead_world.names.dead_letters, 1, 1)
+    dead_world.topics.remove(dead_world.names.dead_letters, 0, 1)
+
+    report = dead_world.verify()
+
+    assert wrong(report) == {Kind.MISSING: 1}
+    assert report.dead_letters_unverifiable == 1
 
 
 # --- recommendations that are wrong
@@ -295,9 +341,8 @@ def test_an_unavailable_item_may_be_left_out(world: StreamWorld) -> None:
     """What the catalogue has called unavailable may be missing from a list, nothing else may."""
 
     def leave_out(output: dict[str, Any]) -> None:
-        world.topics.append(
-            world.names.items, 0, output["items"][0]["item_id"].encode(), b'{"available":false}'
-        )
+        item, now_ms = output["items"][0]["item_id"].encode(), output["emitted_at_ms"]
+        world.topics.append(world.names.items, 0, item, b'{"available":false}', timestamp=now_ms)
 
     world.forge_output(leave_out)
     assert wrong(world.verify()) == {}
@@ -306,6 +351,28 @@ def test_an_unavailable_item_may_be_left_out(world: StreamWorld) -> None:
     assert best is not None
     world.forge_output(lambda output: output["items"].pop(0))
     assert wrong(world.verify()) == {Kind.SHORT: 1, Kind.ROW: 1}
+
+
+def test_an_item_may_have_been_unavailable_before_compaction(
+    tmp_path: Path, releases: list[Release]
+) -> None:
+    """A list without an item whose older records are gone is not called stale."""
+    world = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    world.click("user", "item-1", **VIEW)
+    world.run()
+    output = world.topics.records[world.names.recommendations, 0][-1]
+    assert output is not None
+    assert output.value is not None
+    best = msgspec.json.decode(output.value)["items"][0]["item_id"]
+    for value in (b'{"available":false}', b'{"available":true}'):
+        world.describe(best, value)
+        world.click("user", "item-1", **VIEW)
+        world.run()
+    assert wrong(world.verify()) == {}
+
+    world.topics.remove(world.names.items, 0, 0)
+
+    assert wrong(world.verify()) == {}
 
 
 def test_an_item_of_nobody_in_a_popular_list_is_found(tmp_path: Path) -> None:

@@ -115,3 +115,13 @@ def test_records_that_retention_removed_unread_are_missing(trimmed: StreamWorld)
     assert wrong(report) == {Kind.MISSING: 3}
     (finding,) = report.findings
     assert (finding.partition, finding.offset) == (0, 11)
+
+
+def test_states_without_any_commit_are_told_of(trimmed: StreamWorld) -> None:
+    """A group that Kafka has forgotten leaves nothing due; that is said, and is no fault."""
+    trimmed.topics.committed = {1: 0}
+
+    report = trimmed.verify()
+
+    assert wrong(report) == {}
+    assert report.partitions_uncommitted == 1

@@ -31,6 +31,7 @@ TRUE = VerifyReport(
     stale=0,
     dead_letters_wrong=0,
     dead_letters_unverifiable=0,
+    partitions_uncommitted=0,
     releases_unreadable=0,
     seconds=8.2,
     findings=(),
