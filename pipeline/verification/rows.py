@@ -64,7 +64,7 @@ class RowCheck:
             self.unverifiable.add(user)
             row.gone = None
             return
-        self.tasks = [task for task in self.tasks if task.user != user]
+        self._drop_task(user)
         for nth, (what, expected, got) in enumerate(problems):
             count = int(nth == 0)  # a row is wrong once
             self._findings.add(Kind.ROW, user[0], row.offset, what, expected, got, count=count)
@@ -87,12 +87,14 @@ class RowCheck:
         }
         if not all(excused.get(what.split(maxsplit=1)[0], False) for what, _, _ in problems):
             return False
-        self.tasks = [
-            task
-            for task in self.tasks
-            if task.user != user or doubtful <= reached - (count - row.started_at)
-        ]
+        if doubtful > reached - (count - row.started_at):
+            self._drop_task(user)
         return True
+
+    def _drop_task(self, user: UserOf) -> None:
+        """Compute no state of the user that was checked last."""
+        if self.tasks and self.tasks[-1].user == user:
+            self.tasks.pop()
 
     def _may_count(self, user: UserOf, row: Row, history: UserHistory, reached: int) -> bool:
         """Tell whether a row may count as many events as it does, for what is gone."""
