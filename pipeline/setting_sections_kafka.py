@@ -215,8 +215,6 @@ class FieldSettings:
             for other, longer in paths.items():
                 rule = f"no part of the path of fields.{other} ({longer})"
                 check(not longer.startswith(path + "."), f"fields.{name}", rule, path)
-            same = next(other for other in paths if paths[other] == path)
-            check(same == name, f"fields.{name}", f"another path than fields.{same}", path)
         types = self.accepted_event_types
         check(all(types), "fields.accepted_event_types", "without empty names", types)
         check(

@@ -298,16 +298,6 @@ def test_whatever_a_setting_is_given_is_taken_or_refused(
             "ssl_cert_file must be given only with",
         ),
         (TopicSettings, {"interactions": "a b"}, "topics.interactions must be 1 to 249 letters"),
-        (
-            FieldSettings,
-            {"event_type": "user_id"},
-            "fields.event_type must be another path than fields.user_id, got 'user_id'",
-        ),
-        (
-            FieldSettings,
-            {"user_id": "a.id", "item_id": "a.id"},
-            "fields.item_id must be another path than fields.user_id, got 'a.id'",
-        ),
         (TopicSettings, {"models": ""}, "topics.models must be 1 to 249 letters"),
         (TopicSettings, {"users": ".."}, "topics.users must be 1 to 249 letters"),
         (
