@@ -99,7 +99,11 @@ def send_letters(address: str, world: StreamWorld) -> None:
             for letter in world.topics.records[world.names.dead_letters, 0]:
                 assert letter is not None
                 await producer.send_and_wait(
-                    letter.topic, letter.value, key=letter.key, headers=list(letter.headers)
+                    letter.topic,
+                    letter.value,
+                    key=letter.key,
+                    partition=letter.partition,
+                    headers=list(letter.headers),
                 )
         finally:
             await producer.stop()
