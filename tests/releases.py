@@ -27,10 +27,17 @@ def random_release(
         state_size=2 * hidden_size,
         max_length=max_length,
     )
+    return release_of(folder, Recommender(config), item_ids, version=version)
+
+
+def release_of(
+    folder: Path, recommender: Recommender, item_ids: Sequence[str], *, version: int = 1
+) -> Release:
+    """Write a release of a model and its items."""
     return write_release(
         folder,
         version=version,
-        recommender=Recommender(config),
+        recommender=recommender,
         vocabulary=Vocabulary(item_ids, [1] * len(item_ids)),
         metrics={},
         training={},

@@ -143,8 +143,15 @@ def train_release(
     with folder.locked():
         started_s, started = time.time(), time.monotonic()
         announcements = ask_broker(lambda: [one for _, one in read_announcements(settings)])
-        interrupted = _interrupted(settings, folder, ask_broker) if resume else None
-        plan = interrupted or _begin(settings, folder, started_s, ask_broker)
+        topic, kafka = settings.topics.interactions, settings.kafka
+        found_id = ask_broker(lambda: topic_id(kafka, topic))
+        interrupted = _interrupted(folder, topic, found_id) if resume else None
+        if interrupted is None:
+            ranges = ask_broker(lambda: plan_ranges(settings, started_s))
+            plan = TrainingPlan(topic=topic, topic_id=found_id, ranges=ranges)
+            folder.begin(plan)
+        else:
+            plan = interrupted
         try:
             read = ask_broker(lambda: read_sequences(settings, plan.ranges, progress))
             split = hold_out_last_items(
@@ -225,34 +232,18 @@ def help_to_train(settings: Settings, processes: Processes) -> None:
     _train(settings, processes.from_first(None), lambda _: None, processes)
 
 
-def _interrupted(
-    settings: Settings, folder: TrainingFolder, ask_broker: AskBroker
-) -> TrainingPlan | None:
+def _interrupted(folder: TrainingFolder, topic: str, found_id: str) -> TrainingPlan | None:
     """Return what an interrupted training reads; None where there is none.
 
     Raises:
         ResumeMismatch: It is of another topic, or its plan is damaged; it stays as it is.
     """
-    topic, kafka = settings.topics.interactions, settings.kafka
-    found_id = ask_broker(lambda: topic_id(kafka, topic))
     try:
         plan = folder.read_plan(topic, found_id)
     except ResumeMismatch as error:
         raise _with_the_way_out(error) from error
     if plan is not None:
         _log.info("going on with the training that was interrupted")
-    return plan
-
-
-def _begin(
-    settings: Settings, folder: TrainingFolder, now_s: float, ask_broker: AskBroker
-) -> TrainingPlan:
-    """Plan to read all that counts now, and note it."""
-    topic, kafka = settings.topics.interactions, settings.kafka
-    found_id = ask_broker(lambda: topic_id(kafka, topic))
-    ranges = ask_broker(lambda: plan_ranges(settings, now_s))
-    plan = TrainingPlan(topic=topic, topic_id=found_id, ranges=ranges)
-    folder.begin(plan)
     return plan
 
 

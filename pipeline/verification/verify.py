@@ -130,7 +130,7 @@ class _Verification:
                 first=first[p],
                 end=end[p],
                 committed=committed.get(p, first[p]),
-                unread=max(0, first[p] - rows.reached(p, committed[p])) if p in committed else 0,
+                unread=_unread(p, first[p], committed, rows),
                 compacted=is_compacted,
             )
             for p in first
@@ -226,3 +226,10 @@ class _Verification:
 def _place(user: UserOf) -> tuple[int, UserOf]:
     """Return where a user stands in an order that has nothing to do with its id or activity."""
     return hash_of(f"{user[0]} {user[1].hex()}"), user
+
+
+def _unread(partition: int, first: int, committed: Mapping[int, int], rows: Rows) -> int:
+    """Count the offsets before the log's first that nobody has answered for."""
+    if committed.get(partition, first) >= first:  # as ever; else all rows are gone through
+        return 0
+    return max(0, first - rows.reached(partition, committed[partition]))

@@ -16,7 +16,7 @@ from pipeline.data_files import read_item_ids
 from pipeline.errors import DataFileInvalid
 from pipeline.training.offline_score import score_history
 from tests import authors_model
-from tests.releases import random_release
+from tests.releases import random_release, release_of
 
 ITEMS = [f"item-{number}" for number in range(12)]
 QUICK = (
@@ -183,14 +183,7 @@ def test_a_release_without_finite_scores_has_no_answer(tmp_path: Path) -> None:
     """Scores that are no numbers are not called equal."""
     recommender = import_authors_checkpoint(save_checkpoint(tmp_path))
     recommender.blocks[0].lru.gamma_log.data.fill_(200)
-    release = write_release(
-        tmp_path,
-        version=1,
-        recommender=recommender,
-        vocabulary=Vocabulary(ITEMS, [1] * len(ITEMS)),
-        metrics={},
-        training={},
-    )
+    release = release_of(tmp_path, recommender, ITEMS)
 
     with pytest.raises(ReleaseIncompatible, match="expected finite scores"):
         score_history(release, ITEMS[:2], top=3)

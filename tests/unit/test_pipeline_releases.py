@@ -7,11 +7,10 @@ import torch
 
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.release import write_release
-from models.vocabulary import Vocabulary
 from pipeline.errors import SwapRejected
 from pipeline.worker.releases import Announcement, open_announced
 from pipeline.worker.served_model import prepare
+from tests.releases import release_of
 from tests.verify_world import ITEMS, RING, K, small_release
 
 
@@ -21,14 +20,7 @@ def test_a_release_whose_scores_are_not_finite_is_refused(tmp_path: Path) -> Non
     recommender = Recommender(config)
     with torch.no_grad():
         recommender.item_embedding.fill_(3e38)
-    release = write_release(
-        tmp_path,
-        version=7,
-        recommender=recommender,
-        vocabulary=Vocabulary(ITEMS, [1] * len(ITEMS)),
-        metrics={},
-        training={},
-    )
+    release = release_of(tmp_path, recommender, ITEMS, version=7)
 
     with pytest.raises(SwapRejected, match=r"release 7 at .*: expected finite scores"):
         prepare(release, device="cpu", top_k=K, ring=RING)
