@@ -1,29 +1,22 @@
-"""The files of deploy/: valid by their published schema, and true to the settings and metrics."""
+"""The compose file and the image: valid by the published schema, and true to the settings."""
 
 import importlib
 import json
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import psutil
 import pytest
 import yaml
-from prometheus_client import REGISTRY, CollectorRegistry
 
 from pipeline.__main__ import COMMANDS
-from pipeline.metrics import Metrics, SupervisorMetrics, TrainerMetrics
-from pipeline.settings import MetricsSettings, WorkerSettings, parse_command
+from pipeline.settings import WorkerSettings, parse_command
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-PROMTOOL = shutil.which("promtool")
 OWN_SERVICES = ("topics", "worker", "trainer")
 
 
@@ -115,72 +108,6 @@ def test_named_volumes_are_declared_and_used(compose: dict[str, Any]) -> None:
     }
 
     assert used == compose["volumes"].keys()
-
-
-def test_prometheus_scrapes_the_services_that_exist(compose: dict[str, Any]) -> None:
-    """Names and ports are those of the compose file and of the settings."""
-    config = read_yaml("prometheus/prometheus.yml")
-
-    scraped = [source for job in config["scrape_configs"] for source in job["dns_sd_configs"]]
-
-    ports = {name: source["port"] for source in scraped for name in source["names"]}
-    own = MetricsSettings()
-    assert ports == {"worker": own.worker_port, "trainer": own.trainer_port}
-    for name, port in ports.items():
-        service = compose["services"][name]
-        assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
-        assert f"http://127.0.0.1:{port}/" in service["healthcheck"]["test"][-1]
-    assert all((DEPLOY / "prometheus" / name).is_file() for name in config["rule_files"])
-    assert "./prometheus:/etc/prometheus:ro" in compose["services"]["prometheus"]["volumes"]
-
-
-def alert_rules() -> list[dict[str, Any]]:
-    """All alert rules."""
-    return [
-        rule for group in read_yaml("prometheus/alerts.yml")["groups"] for rule in group["rules"]
-    ]
-
-
-@pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
-def test_an_alert_asks_for_metrics_that_exist(rule: dict[str, Any]) -> None:
-    """Each series in its expression, with its label, is one that a worker or trainer exports."""
-    exported = set()
-    for metrics in (Metrics, TrainerMetrics):
-        registry = CollectorRegistry()
-        metrics(registry)
-        for sample in (sample for family in registry.collect() for sample in family.samples):
-            exported.add((sample.name, ""))
-            exported |= {(sample.name, f'{key}="{value}"') for key, value in sample.labels.items()}
-    # Its children are partitions, which come and go.
-    exported.add(("lrurec_consumer_lag_events", ""))
-    SupervisorMetrics(registry := CollectorRegistry(), 2)
-    exported |= {(s.name, "") for family in registry.collect() for s in family.samples}
-
-    asked = re.findall(r"(lrurec_\w+)(?:\{(\w+=\"\w+\")\})?", rule["expr"])
-
-    of_prometheus = r'(up|process_start_time_seconds)\{job="lrurec-(worker|trainer)"\}'
-    assert asked or re.search(of_prometheus, rule["expr"])
-    assert set(asked) <= exported
-    assert rule["labels"]["severity"] in {"page", "ticket"}
-    assert {"summary", "action"} <= rule["annotations"].keys()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the client reads it from /proc")
-def test_a_process_tells_when_it_started() -> None:
-    """By which an alert sees that one ends again and again."""
-    started_s = REGISTRY.get_sample_value("process_start_time_seconds")
-
-    assert started_s == pytest.approx(psutil.Process().create_time(), abs=5)
-
-
-@pytest.mark.skipif(PROMTOOL is None, reason="Prometheus is not installed")
-def test_alerts_fire_when_they_should() -> None:
-    """Prometheus itself evaluates the rules on the series of outages that were missed once."""
-    command = [str(PROMTOOL), "test", "rules", str(DEPLOY / "prometheus" / "alerts_test.yml")]
-
-    tested = subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 def test_the_image_gets_what_it_copies() -> None:
