@@ -114,6 +114,21 @@ def is_due(
     return new > 0 and (enough or late)
 
 
+def next_due(trainer: TrainerSettings, last: LastTraining) -> str:
+    """Say in words what `is_due` waits for.
+
+    Args:
+        trainer: The period.
+        last: The training before.
+    """
+    causes = []
+    if last.enough_events is not None:
+        causes.append(f"{last.enough_events} new events" if last.enough_events > 1 else "any event")
+    if trainer.period_s is not None and last.started_s:
+        causes.append(f"any, {trainer.period_s:g} s after the last training began")
+    return " or ".join(causes)
+
+
 class Trainer:
     """Trains whenever it is due.
 
@@ -144,7 +159,7 @@ class Trainer:
         self._announce_left_over()
         resume = self._left_interrupted(folder)
         nothing = LastTraining(started_s=0.0, ends={}, enough_events=1)
-        last = self._last_release() or nothing
+        last, said = self._last_release() or nothing, None
         while True:
             self._note_newest()
             ends = self.ask_broker(
@@ -161,6 +176,9 @@ class Trainer:
                 except TrainingLocked as error:
                     _log.info("%s; waiting for it", error)
                     resume = False
+            elif last != said:
+                _log.info("waiting for %s", next_due(trainer, last))
+                said = last
             self._wait(WATCH_S)
 
     def _left_interrupted(self, folder: TrainingFolder) -> bool:

@@ -16,7 +16,7 @@ from pipeline.errors import SettingsInvalid, TrainingLocked
 from pipeline.settings import TrainerSettings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, manifests, release_versions
 from pipeline.training.gate import evaluate_release, why_refused
-from pipeline.training.trainer import LastTraining, is_due
+from pipeline.training.trainer import LastTraining, is_due, next_due
 from tests.releases import random_release
 
 PLAN = TrainingPlan(topic="clicks", ranges={0: (3, 7), 1: (0, 0)})
@@ -54,6 +54,24 @@ def test_a_training_is_due_by_time_or_by_number(
     last = LastTraining(started_s=1000.0, ends={0: 100}, enough_events=enough_events)
 
     assert is_due(TrainerSettings(period_s=period_s), last, ends, now_s) is due
+
+
+@pytest.mark.parametrize(
+    ("period_s", "started_s", "enough_events", "said"),
+    [
+        (3600.0, 0.0, 1, "any event"),
+        (3600.0, 1e9, 500, "500 new events or any, 3600 s after the last training began"),
+        (None, 1e9, 500, "500 new events"),
+        (1e300, 1e9, None, "any, 1e+300 s after the last training began"),
+    ],
+)
+def test_the_log_says_what_the_trainer_waits_for(
+    period_s: float | None, started_s: float, enough_events: int | None, said: str
+) -> None:
+    """Without a training, after one, and with a period beyond every calendar."""
+    last = LastTraining(started_s=started_s, ends={}, enough_events=enough_events)
+
+    assert next_due(TrainerSettings(period_s=period_s), last) == said
 
 
 @pytest.mark.parametrize(
