@@ -1,5 +1,6 @@
 """The Faust app on the engine's transport, table and restore."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import ExitCode, end_by, end_process
 from pipeline.engine.stream import StreamService
 from state.store import StateStore
+
+_log = logging.getLogger(__name__)
 
 RAW: dict[str, Any] = {
     "key_type": bytes,
@@ -73,6 +76,7 @@ class EngineApp(faust.App):
         )
         timer.daemon = True
         timer.start()
+        _log.info("stopping: partitions %s", sorted(self.stream_service.partitions))
         await super()._stop_consumer()
 
 

@@ -181,6 +181,11 @@ class Worker:
             self._faust.execute_from_commandline()
         except KafkaError as error:  # Kafka went away between the first answer and the start
             end_by(error, "the start")
+        except SystemExit as ended:
+            self.close()
+            if not ended.code:
+                logger.info("stopped")
+            raise
         finally:
             self.close()
 

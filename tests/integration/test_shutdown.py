@@ -121,6 +121,9 @@ def test_a_restart_under_the_same_name_moves_no_partition(stream: Settings) -> N
         clicks(stream, 400)
 
         assert goes.stop() == 0
+        *_, stopping, stopped = goes.log().splitlines()
+        assert re.search(r"INFO .*: stopping: partitions \[\d, \d\]$", stopping)
+        assert stopped.endswith(": stopped")
         goes.log_file.rename(Path(f"{goes.log_file}.before"))
         clicks(stream, 400)
         with running_worker(first) as back:
