@@ -26,6 +26,10 @@ MIN_CHUNK_ROWS = 256
 ALIGNMENT = 16
 """Logits of one position are a multiple of it: 64 bytes in float32, a line of the caches."""
 
+WIDTH_ALIGNMENT = {"cpu": 1, "cuda": 8}
+"""The vectors that are multiplied have a multiple of so many numbers, by device: tensor cores take
+rows of a multiple of 16 bytes."""
+
 
 def cross_entropy(
     outputs: PackedRows,
@@ -91,15 +95,15 @@ def _chunked(
     The bias is one more row of the transposed weights, which a constant 1 in every output meets:
     adding it to the logits and summing its gradient then cost no passes of their own.
     """
-    count, items = len(outputs), len(weight)
+    (count, width), items = outputs.shape, len(weight)
     # Rows of logits that begin at whole cache lines: products are up to twice as fast. The items
     # that fill them up have a share of exactly 0.
     more = -items % ALIGNMENT
-    inputs = torch.cat((outputs, outputs.new_ones(count, 1)), 1).to(kind)  # (t, d + 1)
+    inputs = with_column(outputs, outputs.new_ones(count)).to(kind)  # (t, d + 1 or a few more)
     factors = functional.pad(weight, (0, 0, 0, more))
     biases = functional.pad(bias, (0, more), value=-math.inf)
     # Laid out by items: to turn a table of many items around costs more than a product with it.
-    table = torch.cat((factors, biases[:, None]), 1).to(kind).t()  # (d + 1, v)
+    table = with_column(factors, biases).to(kind).t()  # (d + 1 or a few more, v)
     factors = factors.to(kind)
     losses = outputs.new_empty(count)
     logits = outputs.new_empty(min(rows, count), items + more)
@@ -126,9 +130,18 @@ def _chunked(
     return _LossAndGradients(
         losses.mean(),
         grad_outputs,
-        grad_table[:-1, :items].t().contiguous() if grad_table is not None and needed[1] else None,
-        grad_table[-1, :items] if grad_table is not None and needed[2] else None,
+        grad_table[:width, :items].t().contiguous()
+        if grad_table is not None and needed[1]
+        else None,
+        grad_table[width, :items] if grad_table is not None and needed[2] else None,
     )
+
+
+def with_column(vectors: Tensor, column: Tensor) -> Tensor:
+    """Return vectors (n, d) with one number more each, and zeros up to the device's alignment."""
+    alignment = WIDTH_ALIGNMENT[vectors.device.type]
+    more = vectors.new_zeros(len(vectors), -(vectors.shape[1] + 1) % alignment)
+    return torch.cat((vectors, column[:, None], more), 1)
 
 
 def label_losses(logits: Tensor, shares: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.loss import ALIGNMENT, CHUNK_LOGITS, MIN_CHUNK_ROWS, label_losses
+from models.loss import ALIGNMENT, CHUNK_LOGITS, MIN_CHUNK_ROWS, label_losses, with_column
 from models.packing import Indices
 from models.precision import add_product, multiply_into
 from models.shapes import PackedItems, PackedRows
@@ -104,8 +104,8 @@ def sampled_cross_entropy(
     table = F.embedding(rows, weight)
     biases = F.embedding(rows, bias[:, None]).squeeze(1)
     places = torch.searchsorted(negatives.items, labels).clamp(max=count - 1)
-    # The column of a label that is in the sample; the one behind the sample stands for none.
-    columns = torch.where(negatives.items[places] == labels, places, count)
+    # The column of a label that is in the sample; the label's own stands for none.
+    columns = torch.where(negatives.items[places] == labels, places, _label_column(count))
     loss: Tensor = _SampledCrossEntropy.apply(
         outputs,
         table,
@@ -116,6 +116,10 @@ def sampled_cross_entropy(
         products or outputs.dtype,
     )
     return loss
+
+
+def _label_column(drawn: int) -> int:
+    return drawn + -drawn % ALIGNMENT
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
@@ -134,45 +138,47 @@ class _SampledCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """Make the loss and the gradients, `rows` positions at a time.
 
-        As in `models.loss`, the bias is a row of the transposed weights.
+        As in `models.loss`, the bias is a row of the transposed weights, and items that fill the
+        sample up have a share of exactly 0. The label's column is behind them.
         """
-        positions, drawn = len(outputs), len(log_weights)
-        weight, own_weight = table[:drawn], table[drawn:]
-        inputs = torch.cat((outputs, outputs.new_ones(positions, 1)), 1).to(kind)  # (t, d + 1)
-        drawn_biases = biases[:drawn] + log_weights
-        sample = torch.cat((weight.t(), drawn_biases[None])).to(kind)  # (d + 1, n)
-        factors = weight.to(kind)
+        (positions, width), drawn = outputs.shape, len(log_weights)
+        own = _label_column(drawn)
+        own_weight = table[drawn:]
+        inputs = with_column(outputs, outputs.new_ones(positions)).to(kind)
+        factors = F.pad(table[:drawn], (0, 0, 0, own - drawn))
+        drawn_biases = F.pad(biases[:drawn] + log_weights, (0, own - drawn), value=-torch.inf)
+        sample = with_column(factors, drawn_biases).to(kind).t()
+        factors = factors.to(kind)
         own_logits = (outputs * own_weight).sum(1) + biases[drawn:]
         losses = torch.empty_like(own_logits)
-        width = drawn + 1 + -(drawn + 1) % ALIGNMENT  # what fills it up has a share of exactly 0
-        logits = outputs.new_full((min(rows, positions), width), -torch.inf)
+        logits = outputs.new_full((min(rows, positions), own + ALIGNMENT), -torch.inf)
         grad_outputs, grad_table = torch.empty_like(outputs), torch.zeros_like(table)
         grad_biases = torch.zeros_like(biases)
-        grad_sample = torch.zeros_like(sample, dtype=outputs.dtype)
-        label_column = columns.new_full((1, 1), drawn)
+        grad_sample = outputs.new_zeros(sample.shape[::-1]).t()
+        label_column = columns.new_full((1, 1), own)
         nothing = outputs.new_full((1, 1), -torch.inf)
 
         for start in range(0, positions, rows):
             chunk = slice(start, start + rows)
             x = inputs[chunk]
             scores = logits[: len(x)]
-            multiply_into(scores[:, :drawn], x, sample, kind)
+            multiply_into(scores[:, :own], x, sample, kind)
             scores.scatter_(1, columns[chunk, None], nothing.expand(len(x), 1))
-            scores[:, drawn] = own_logits[chunk]  # the label's column, also where it stood for none
+            scores[:, own] = own_logits[chunk]  # also where its column stood for none
             shares = torch.softmax(scores, 1)
             losses[chunk] = label_losses(scores, shares, label_column.expand(len(x), 1))
             # The gradient of one position's loss in its logits: softmax, less one at the label.
             grad = shares
-            grad[:, drawn] -= 1
-            own_grad, drawn_grad = grad[:, drawn : drawn + 1], grad[:, :drawn].to(kind)
+            grad[:, own] -= 1
+            own_grad, drawn_grad = grad[:, own : own + 1], grad[:, :own].to(kind)
             multiply_into(grad_outputs[chunk], drawn_grad, factors, kind)
             grad_outputs[chunk].addcmul_(own_grad, own_weight[chunk])
             add_product(grad_sample, x.t(), drawn_grad, kind)
             torch.mul(own_grad, outputs[chunk], out=grad_table[drawn:][chunk])
             grad_biases[drawn:][chunk] = own_grad[:, 0]
 
-        grad_table[:drawn] = grad_sample[:-1].t()
-        grad_biases[:drawn] = grad_sample[-1]
+        grad_table[:drawn] = grad_sample[:width, :drawn].t()
+        grad_biases[:drawn] = grad_sample[width, :drawn]
         ctx.save_for_backward(*(g.div_(positions) for g in (grad_outputs, grad_table, grad_biases)))
         return losses.mean()
 

@@ -90,7 +90,9 @@ class ServingModel:
                     NativeCatalogue(native, weight, self._bias),
                 )
             else:
-                self._weight = weight.t().contiguous().t()  # stored as scores read it
+                # As scores read it; a GPU reads either way, if rows are a multiple of 16 bytes.
+                is_cuda = self.device.type == "cuda"
+                self._weight = weight if is_cuda else weight.t().contiguous().t()
                 self._rounded = RoundedItems.for_device(self._weight, self._bias)
             pad = torch.zeros(1, dtype=torch.int64)
             self._cold_start = self.advance(self.init_state(1), pad, torch.ones_like(pad))[1][0]

@@ -10,6 +10,7 @@ Whether a graph repeats truly what was captured is not taken on trust, see `Step
 """
 
 import logging
+import threading
 from collections.abc import Callable
 
 import torch
@@ -38,13 +39,17 @@ Body = Callable[[], Tensor]
 Capture = Callable[[Body, torch.device], Body]
 """Makes of a body one that does the same, and may return the same memory every time."""
 
+SETTING_UP = threading.Lock()
+"""Held while a graph is captured, and by a thread that loads a model onto a device: the libraries
+that this starts may wait for the whole device, which ends a capture elsewhere."""
+
 logger = logging.getLogger(__name__)
 
 
 def capture_cuda(body: Body, device: torch.device) -> Body:
     """Return the body as a CUDA graph; while it is captured nothing happens but the warm-up.
 
-    Other threads may use the device meanwhile, but not capture.
+    Other threads may allocate and launch meanwhile, but neither capture nor wait for the device.
     """
     # The outer stream so that a capture that fails cannot leave its own as the current one.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
@@ -122,7 +127,8 @@ class StepGraphs:
 
         Returns:
             The output after every item; None, with nothing done, where this is no work for a
-            graph: a user has several items, there are none or too many users, graphs are off.
+            graph: a user has several items, there are none or too many users, graphs are off, or
+            one would have to be captured while a model is loaded.
         """
         if model is not self._model or states is not self._states:
             self._buckets.clear()
@@ -134,7 +140,12 @@ class StepGraphs:
         bucket = self._buckets.get(size)
         if bucket is not None:
             return bucket.step(slots, items)
-        return self._first_step(size, model, states, slots, items)
+        if not SETTING_UP.acquire(blocking=False):
+            return None  # a later batch of this size will do; nobody waits for a model to load
+        try:
+            return self._first_step(size, model, states, slots, items)
+        finally:
+            SETTING_UP.release()
 
     def _first_step(
         self, size: int, model: ServingModel, states: Tensor, slots: Tensor, items: Tensor

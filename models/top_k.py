@@ -70,7 +70,7 @@ def best_items(
     v = weight.shape[0]
     best = [
         _best_of_block(outputs, weight, bias, k, excluded, first, min(first + BLOCK_ITEMS, v))
-        for first in range(1, v, BLOCK_ITEMS)
+        for first in range(0, v, BLOCK_ITEMS)
     ]
     scores = torch.cat([block_scores for block_scores, _ in best], 1)
     items = torch.cat([block_items for _, block_items in best], 1)
@@ -93,20 +93,20 @@ def _best_of_block(
     first: int,
     end: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return up to k best of the items first..end-1; those of score -inf are none.
-
-    Column 0 of the scores is the item before the first one, which is the pad token or was scored by
-    the block before: it is struck out, and exclusions that lie outside the block strike it again.
-    """
-    scores = torch.addmm(bias[first - 1 : end], outputs, weight[first - 1 : end].t())
-    scores[:, 0] = -math.inf
-    if excluded is not None:
-        columns = excluded - (first - 1)
-        if end - first + 1 < weight.shape[0]:
-            columns = columns.masked_fill((columns < 0) | (columns > end - first), 0)
-        scores.scatter_(1, columns, -math.inf)
+    """Return up to k best of the items first..end-1; those of score -inf are none."""
+    scores = torch.addmm(bias[first:end], outputs, weight[first:end].t())
+    if first == 0:
+        scores[:, 0] = -math.inf  # the pad token
+    if excluded is not None and end - first == weight.shape[0]:
+        scores.scatter_(1, excluded, -math.inf)
+    elif excluded is not None:
+        columns = excluded - first
+        inside = (columns >= 0) & (columns < end - first)
+        # The smaller of the score and -inf, or of the score and inf: others' items change nothing.
+        struck = torch.where(inside, -math.inf, math.inf).to(scores.dtype)
+        scores.scatter_reduce_(1, columns.clamp(0, end - first - 1), struck, "amin")
     scores, columns = _select(scores, k)
-    return scores, columns + (first - 1)
+    return scores, columns + first
 
 
 def _select(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -174,10 +174,11 @@ class TrainingRun:
         if not self.unread:
             return
         values: list[float] = torch.stack(self.unread).tolist()
-        for steps_ago, value in zip(reversed(range(len(values))), values, strict=True):
+        first = self.steps_done() - len(values)
+        for steps_before, value in enumerate(values, first):
             if not math.isfinite(value):
-                step = self.step - steps_ago
-                msg = f"the loss is {value} in epoch {self.epoch + 1}, step {step}"
+                epoch, step = divmod(steps_before, self.steps_per_epoch)
+                msg = f"the loss is {value} in epoch {epoch + 1}, step {step + 1}"
                 raise TrainingDiverged(msg)
         self.losses += values
         self.unread = []

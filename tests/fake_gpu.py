@@ -56,7 +56,7 @@ class FakeGpu(FakeTensorMode):
             return 1
         if func is _aten._to_copy.default or func is _aten.copy_.default:
             return self._to_or_from(func, types, args, kwargs, tensors)
-        strangers = [t for t in tensors if not isinstance(t, FakeTensor) and t.dim()]
+        strangers = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
         if strangers and "index" in str(func):  # torch takes them, and waits while it copies them
             self._wait()
         return super().__torch_dispatch__(func, types, args, kwargs)

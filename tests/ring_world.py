@@ -52,12 +52,12 @@ def send_walks(settings: Settings, users: int, seed: int = 0) -> int:
 
 
 def ring_settings(settings: Settings, training: TrainingConfig = QUICK) -> Settings:
-    """Settings of a model for this world, one thread; its topics exist."""
+    """Settings of a model for this world, one thread of the CPU; its topics exist."""
     own = dataclasses.replace(
         settings,
         model=ModelSettings(hidden_size=16, n_blocks=1, max_length=10, dropout=0, lru_dropout=0),
         training=training,
-        trainer=dataclasses.replace(settings.trainer, threads=1),
+        trainer=dataclasses.replace(settings.trainer, threads=1, device="cpu"),
     )
     create_topics(own)
     return own

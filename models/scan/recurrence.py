@@ -74,19 +74,20 @@ def backend_for(device: torch.device) -> Backend:
     chosen = _chosen.get()
     if chosen is not None and chosen.device_type in (None, device.type):
         return chosen
-    return (device.type == "cuda" and _triton()) or _LOOP
+    return (device.type == "cuda" and _triton(device)) or _LOOP
 
 
 @cache
-def _triton() -> Backend | None:
+def _triton(device: torch.device) -> Backend | None:
     try:
         from models.scan.triton_scan import TritonScan
     except ImportError:
         return None
     form = TritonScan()
-    one = torch.ones(1, 1, dtype=torch.complex64)
     try:  # the first launch needs a C compiler and Python's headers
-        form.forward(one.cuda(), one[0].cuda(), one.cuda(), Rows.packed(torch.tensor([1])))
+        with torch.cuda.device(device):
+            one = torch.ones(1, 1, dtype=torch.complex64, device=device)
+            form.forward(one, one[0], one, Rows.packed(torch.tensor([1])))
     except Exception as error:  # whatever Triton or the driver raise
         reason = str(error).partition("\n")[0]
         _log.warning("scans go by the loop, no Triton: %s: %s", type(error).__name__, reason)

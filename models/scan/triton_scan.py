@@ -85,7 +85,7 @@ class TritonScan:
         power = _power(lam, chunks.doublings)
         starts, _ = backward(added, power, torch.zeros_like(h0), chunks.joined)
         after = starts.roll(-1, 0)
-        after[chunks.tails] = 0
+        after.index_fill_(0, chunks.tails, 0)
         before = h[chunks.row_before]
         before[chunks.heads] = h0
         d, d_lam = backward(grad, lam, after, pieces, states=(h, before))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
+import torch
+
 from models.errors import ModelError, ReleaseError
 from models.manifest import Manifest
 from models.release import read_release
@@ -286,6 +288,7 @@ class Trainer:
         except ModelError as error:
             runs["failed"].inc()
             _log.error("no release: %s", error)
+        torch.cuda.empty_cache()  # until the next training the GPU's memory is the workers'
         return LastTraining(started_s=started_s, ends=ends, enough_events=enough_events)
 
     def _release(self, *, resume: bool) -> TrainingReport:

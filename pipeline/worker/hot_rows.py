@@ -153,7 +153,7 @@ class HotRows:
         found = self._store.get(partition, keys)
         present = [i for i, row in enumerate(found) if row is not None]
         self.heads[slots] = self.layout.new_heads(len(keys))
-        self.hidden[self.index(slots)] = 0
+        self.hidden.index_fill_(0, self.index(slots), 0)  # `[...] = 0` waits, in older torch
         if present:
             decoded = self.layout.decode([row for row in found if row is not None])
             for i in np.flatnonzero(decoded.damaged).tolist():

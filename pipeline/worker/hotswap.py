@@ -4,6 +4,7 @@ import logging
 import time
 
 from models.errors import ModelError
+from models.serving_graphs import SETTING_UP
 from models.serving_native import NativeServing
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics
@@ -76,13 +77,15 @@ class Swapper:
         started_s = time.monotonic()
         recommend, worker = self._settings.recommend, self._settings.worker
         try:
-            model = prepare(
-                open_announced(announcement),
-                device=worker.device,
-                top_k=recommend.top_k,
-                ring=recommend.ring,
-                native=self._native,
-            )
+            release = open_announced(announcement)
+            with SETTING_UP:
+                model = prepare(
+                    release,
+                    device=worker.device,
+                    top_k=recommend.top_k,
+                    ring=recommend.ring,
+                    native=self._native,
+                )
         except (SwapRejected, ModelError) as error:
             self._metrics.model_swaps["rejected"].inc()
             logger.error("%s; the model that serves stays", error)

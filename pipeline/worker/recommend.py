@@ -201,7 +201,7 @@ class RecommendationProcessor:
         known = item > 0
         counts = known.sum(axis=1)
         warm = np.flatnonzero(counts)
-        hot.hidden[hot.index(stale)] = 0
+        hot.hidden.index_fill_(0, hot.index(stale), 0)
         if len(warm):
             hot.hidden[hot.index(stale[warm])], _ = model.serving.advance(
                 model.serving.init_state(len(warm)),

@@ -114,6 +114,9 @@ def prepare(
 def choose_device(name: str, setting: str = "device") -> torch.device:
     """Return the device of that name; `auto` is CUDA where there is one, else the CPU.
 
+    Products of float32 matrices are whole ones from then on, not TF32's: states and lists are held
+    to that by tests and `verify`, and the environment could say otherwise.
+
     Args:
         name: What a setting says.
         setting: The setting, for the message.
@@ -125,6 +128,7 @@ def choose_device(name: str, setting: str = "device") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
         count = torch.cuda.device_count()
         is_there = (device.index or 0) < count
         check(is_there, setting, f"one of the {count} CUDA devices that PyTorch finds here", name)

@@ -11,7 +11,7 @@ from models.scan import PackedLayout, scan_doubling
 from models.scan.loop import LoopScan
 from models.scan.recurrence import backend_for
 from models.serving_graphs import Body, Capture
-from tests.benchmarks.gpu_step import finish
+from tests.benchmarks.gpu_copy import CALLS, large_copy, repeated
 from tests.benchmarks.turns import in_turns
 
 SHAPES = ((128, 200, 128), (128, 1000, 512))
@@ -20,8 +20,6 @@ FORWARD_BYTES, BACKWARD_BYTES = 16, 24
 """Of each complex64: u is read and h written; the gradient and h are read, that in u written."""
 FORWARD, BACKWARD = "forward", "backward"
 FLOOR, DOUBLING = "byte floor", "recursive doubling"
-CALLS = 10
-"""Calls of one graph: the device goes from one to the next, and no launch is timed."""
 
 
 def measure_scan(
@@ -29,8 +27,8 @@ def measure_scan(
 ) -> dict[str, dict[str, float]]:
     """Return microseconds of every form, forwards and backwards, and the floor of either.
 
-    All are captured in graphs and take turns. The floor is the bytes at the speed at which as many
-    are copied in the same rounds. Backwards means the gradients in u and lambda, as in training,
+    All are captured in graphs and take turns. The floor is the bytes at the speed at which memory
+    is copied in the same rounds. Backwards means the gradients in u and lambda, as in training,
     without the forward pass before it; for doubling, what both ways take less the first.
     """
     batch, length, channels = shape
@@ -44,9 +42,9 @@ def measure_scan(
     h0 = torch.zeros(batch, channels, dtype=torch.complex64, device=device)
     rows = PackedLayout.from_lengths(torch.full((batch,), length), device).rows
     real = torch.ones(batch, length, dtype=torch.bool, device=device)
-    target = torch.empty_like(u)
+    copy, copied_bytes = large_copy(device, u.nbytes)
 
-    works: dict[tuple[str, str], Body] = {(FLOOR, FORWARD): lambda: target.copy_(u)}
+    works: dict[tuple[str, str], Body] = {(FLOOR, FORWARD): copy}
     for form in (backend_for(device), LoopScan()):
         h = form.forward(u, lam, h0, rows)
         works[form.name, FORWARD] = partial(form.forward, u, lam, h0, rows)
@@ -59,11 +57,11 @@ def measure_scan(
 
     works[DOUBLING, FORWARD] = partial(double, there_and_back=False)
     works[DOUBLING, BACKWARD] = partial(double, there_and_back=True)
-    works = {key: _many(work, device, capture) for key, work in works.items()}
+    works = {key: repeated(work, device, capture) for key, work in works.items()}
     spans = in_turns({" ".join(key): work for key, work in works.items()}, rounds)
     medians = {key: statistics.median(spans[" ".join(key)]) / CALLS for key in works}
     medians[DOUBLING, BACKWARD] -= medians[DOUBLING, FORWARD]
-    bytes_per_us = 2 * u.nbytes / medians.pop((FLOOR, FORWARD))
+    bytes_per_us = copied_bytes / medians.pop((FLOOR, FORWARD))
     floors = {FORWARD: FORWARD_BYTES, BACKWARD: BACKWARD_BYTES}
     return {
         **{name: {way: medians[name, way] for way in floors} for name, _ in medians},
@@ -73,19 +71,3 @@ def measure_scan(
 
 def _first(work: Callable[[], tuple[Tensor, ...]]) -> Body:
     return lambda: work()[0]
-
-
-def _many(work: Body, device: torch.device, capture: Capture) -> Body:
-    def body() -> Tensor:
-        for _ in range(CALLS - 1):
-            work()
-        return work()
-
-    replay = capture(body, device)
-
-    def run() -> Tensor:
-        result = replay()
-        finish(device)
-        return result
-
-    return run

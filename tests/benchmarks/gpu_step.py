@@ -14,6 +14,7 @@ from models.serving import ServingModel
 from models.serving_graphs import Capture, StepGraphs
 from models.top_k import BLOCK_ITEMS, top_k
 from models.transfers import to_device
+from tests.benchmarks.gpu_copy import CALLS, finish, large_copy
 
 USERS = (1, 8, 256, 4096)
 SLOTS = 20_000
@@ -30,13 +31,13 @@ def measure_steps(
 
     From indices on the CPU to states in their places; nothing is ranked. Without a graph where
     none can be captured. The floor is the bytes of a step (states read and written, embeddings
-    read, outputs written, the weights of the blocks once) at the speed of a copy of all states.
+    read, outputs written, the weights of the blocks once) at the speed at which memory is copied.
     """
     model, graphs = ServingModel(recommender, device), StepGraphs(capture)
     states = model.init_state(SLOTS + 1)
-    target = torch.empty_like(states)
-    copied_us = _median_us(lambda: target.copy_(states), device, rounds)
-    bytes_per_us = 2 * states.nbytes / copied_us
+    copy, copied_bytes = large_copy(device, states.nbytes)
+    copied_us = _median_us(lambda: [copy() for _ in range(CALLS)], device, rounds)
+    bytes_per_us = CALLS * copied_bytes / copied_us
     weights = sum(weight.nbytes for block in recommender.blocks for weight in block.parameters())
     width_bytes = 4 * recommender.config.hidden_size
     costs = {}
@@ -116,9 +117,3 @@ def _median_us(work: Callable[[], object], device: torch.device, rounds: int) ->
         finish(device)
         spans.append(1e6 * (time.perf_counter() - begun))
     return statistics.median(spans[WARM_UP_ROUNDS:])
-
-
-def finish(device: torch.device) -> None:
-    """Wait until the device has done everything."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

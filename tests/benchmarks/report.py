@@ -6,7 +6,8 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,26 @@ PACKAGES = ("torch", "numpy", "faust-streaming", "aiokafka", "rocksdict")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    """What the figures were measured on; None for what is not installed, or no checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = ""
+    with suppress(OSError):  # no git
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return {
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
         "load_1m": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "commit": commit.stdout.strip() or None,
+        **{package: _version(package) for package in PACKAGES},
+        "commit": commit.strip() or None,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def spread(values: Sequence[float]) -> str:

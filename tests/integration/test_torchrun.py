@@ -22,6 +22,7 @@ SMALL = (
     *("--model.hidden-size", "16", "--model.n-blocks", "1", "--model.max-length", "8"),
     *("--training.batch-size", "16", "--training.learning-rate", "0.01"),
     *("--training.patience", "1000", "--trainer.threads", "1"),
+    *("--trainer.device", "cpu"),  # two processes would want two GPUs
 )
 NO_DROPOUT = ("--model.dropout", "0", "--model.lru-dropout", "0")
 LOSS_RELATIVE = 1e-5

@@ -157,3 +157,17 @@ def test_what_is_no_work_for_a_graph_is_left_alone(
         )
         assert taken is None
     assert states.abs().max() == 0
+
+
+@on_each_device
+def test_no_graph_is_captured_while_a_model_is_loaded(device: torch.device) -> None:
+    """Loading may wait for the whole device, which ends a capture; old graphs serve on."""
+    model, graphs = _models(device)[0], StepGraphs(capture_on(device))
+    states = model.init_state(20)
+    few, many = torch.arange(8), torch.arange(9)
+
+    assert graphs.step(model, states, few, torch.ones_like(few)) is not None
+    with serving_graphs.SETTING_UP:
+        assert graphs.step(model, states, many, torch.ones_like(many)) is None
+        assert graphs.step(model, states, few, torch.ones_like(few)) is not None
+    assert graphs.step(model, states, many, torch.ones_like(many)) is not None

@@ -1,5 +1,7 @@
 """The benchmarks for a GPU, where there is none: they measure, and mix no devices."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -66,6 +68,8 @@ def test_a_gpu_without_graphs_is_measured_without_them(
     """The table says that there is none, and the other figures are there."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU without memory")
+    properties = SimpleNamespace(L2_cache_size=4096)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
 
     with FakeGpu(), torch.inference_mode():
         bench_step.on_gpu(torch.device("cuda"), 50, 1, None)

@@ -5,12 +5,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.loss import cross_entropy
+from models.loss import WIDTH_ALIGNMENT, cross_entropy
 
 LOSS_RELATIVE = 1e-6
 """Both forms sum in float32; over some hundred terms that leaves a few units in the last place."""
 GRADIENT_RELATIVE = 2e-6
 """Same, after one matrix product more; relative to the largest entry of the gradient."""
+
+
+@pytest.fixture(params=[1, 8], autouse=True)
+def width_alignment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors as they are multiplied on a CPU, and filled up with zeros as on a GPU."""
+    monkeypatch.setitem(WIDTH_ALIGNMENT, "cpu", request.param)
 
 
 def problem(

@@ -5,11 +5,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.loss import cross_entropy
+from models.loss import WIDTH_ALIGNMENT, cross_entropy
 from models.sampled_loss import Negatives, NegativeSampler, sampled_cross_entropy
 
 RELATIVE = 1e-9
 """Both forms in double precision, sums in different orders."""
+
+
+@pytest.fixture(params=[1, 8], autouse=True)
+def width_alignment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors as they are multiplied on a CPU, and filled up with zeros as on a GPU."""
+    monkeypatch.setitem(WIDTH_ALIGNMENT, "cpu", request.param)
 
 
 def problem(positions: int, items: int) -> tuple[list[Tensor], Tensor]:
