@@ -71,6 +71,9 @@ class TrainingFolder:
                 owner = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
                 msg = f"{self._path.parent}: another training runs there (process {owner})"
                 raise TrainingLocked(msg) from exc
+            except OSError as exc:
+                msg = f"trainer.releases_dir must be on a file system with locks: {lock}: {exc}"
+                raise SettingsInvalid(msg) from exc
             with suppress(OSError):  # on a full disk the lock holds, but does not say whose it is
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, b"%d\n" % os.getpid())

@@ -127,7 +127,7 @@ def next_due(trainer: TrainerSettings, last: LastTraining) -> str:
     if last.enough_events is not None:
         causes.append(f"{last.enough_events} new events" if last.enough_events > 1 else "any event")
     if trainer.period_s is not None and last.started_s:
-        causes.append(f"any, {trainer.period_s:g} s after the last training began")
+        causes.append(f"any event {trainer.period_s:g} s after the last training began")
     return " or ".join(causes)
 
 
@@ -288,7 +288,7 @@ class Trainer:
         except ModelError as error:
             runs["failed"].inc()
             _log.error("no release: %s", error)
-        torch.cuda.empty_cache()  # until the next training the GPU's memory is the workers'
+        torch.cuda.empty_cache()  # workers may be on the same GPU
         return LastTraining(started_s=started_s, ends=ends, enough_events=enough_events)
 
     def _release(self, *, resume: bool) -> TrainingReport:

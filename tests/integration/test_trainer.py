@@ -208,6 +208,7 @@ def test_too_few_events_are_waited_for(world: Settings) -> None:
     with running_trainer(world) as trainer:
         send_events(world, [(0, {"user_id": "anna", "item_id": "a"})])
         trainer.wait(lambda: "waiting for more" in trainer.log(), "a vain look", 60)
+        trainer.wait(lambda: "waiting for any event" in trainer.log(), "why", 60)
         send_walks(world, users=60)
         trainer.wait(lambda: announced(world) == [1], "the release")
         failed = trainer.metric('lrurec_train_runs_total{result="failed"}')

@@ -42,8 +42,9 @@ def container(name: str) -> dict[str, Any]:
 def parsed_settings(name: str) -> Any:
     """Parse a pod's arguments and variables as its command does."""
     command, *arguments = container(name)["args"]
-    environment = {entry["name"]: entry["value"] for entry in container(name).get("env", ())}
-    environment |= OBJECTS["ConfigMap", "lrurec"]["data"]
+    environment = OBJECTS["ConfigMap", "lrurec"]["data"] | {
+        entry["name"]: entry["value"] for entry in container(name).get("env", ())
+    }
     module = importlib.import_module(COMMANDS[command].module)
     return parse_command(module.Command, arguments, prog=command, environ=environment).settings
 
@@ -130,6 +131,10 @@ def test_a_worker_may_finish_its_work_and_is_told_apart_from_a_restoring_one() -
 
     assert spec["terminationGracePeriodSeconds"] > WorkerSettings().stop_deadline_s
     assert ready["httpGet"] == {"path": "/readyz", "port": "metrics"}
+    start = container("lrurec-worker")["startupProbe"]
+    settings = parsed_settings("lrurec-worker")
+    longest_s = settings.kafka.connect_timeout_s + settings.worker.restore_deadline_s
+    assert start["periodSeconds"] * start["failureThreshold"] > longest_s
     for kind in ("StatefulSet", "PodDisruptionBudget"):
         selector = OBJECTS[kind, "lrurec-worker"]["spec"]["selector"]["matchLabels"]
         assert selector.items() <= POD_OF["lrurec-worker"]["metadata"]["labels"].items()

@@ -61,7 +61,10 @@ EXPORTED = exported_series()
 
 def asked_series(expression: str) -> set[tuple[str, str]]:
     """Name every series of ours that an expression asks for, with its label where it names one."""
-    return set(re.findall(r"(lrurec_\w+)(?:\{(\w+=\"\w+\")\})?", expression))
+    asked = set()
+    for name, label, values in re.findall(r'(lrurec_\w+)(?:\{(\w+)=~?"([\w|]+)"\})?', expression):
+        asked |= {(name, f'{label}="{value}"' if label else "") for value in values.split("|")}
+    return asked
 
 
 def test_prometheus_scrapes_the_services_that_exist() -> None:
@@ -161,9 +164,9 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
 
 @needs_promtool
 def test_prometheus_can_parse_every_query_of_the_dashboard(tmp_path: Path) -> None:
-    """As rules, which its tool checks; Grafana's own variable is an interval."""
+    """As rules, which its tool checks; Grafana's own variables are intervals."""
     rules = [
-        {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "1m")}
+        {"record": f"panel:{number}", "expr": re.sub(r"\$__(rate_)?interval", "1m", expression)}
         for number, (_, expression) in enumerate(dashboard_queries())
     ]
     path = tmp_path / "rules.yml"

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from models import training_run
 from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout, evaluate
 from models.packing import Indices, TrainingWindows
@@ -383,6 +386,28 @@ def test_a_loss_that_is_no_number_ends_it() -> None:
     """A step size beyond reason is an error that says where, not a model."""
     with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) in epoch 1, step \d"):
         train(CONFIG, replace(TRAINING, learning_rate=1e30), SEQUENCES, VALIDATION)
+
+
+def test_a_loss_read_after_its_epoch_is_told_by_its_own_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last step of the first epoch, read two steps later."""
+    steps = TrainingWindows.cut(SEQUENCES, CONFIG.max_length).batch_count(TRAINING.batch_size)
+    taken = itertools.count(1)
+
+    def take_gradient(*_: object) -> Tensor:
+        return torch.tensor(math.nan if next(taken) == steps else 1.0)
+
+    monkeypatch.setattr(training_run, "take_gradient", take_gradient)
+    monkeypatch.setitem(STEPS_UNREAD, "cpu", steps + 1)
+
+    with pytest.raises(TrainingDiverged, match=f"the loss is nan in epoch 1, step {steps}$"):
+        train(
+            CONFIG,
+            replace(TRAINING, max_epochs=4, validate_every_steps=10**6),
+            SEQUENCES,
+            VALIDATION,
+        )
 
 
 @pytest.mark.parametrize(

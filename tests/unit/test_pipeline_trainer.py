@@ -1,5 +1,7 @@
 """When a training is due, what a release is held to, and the folder that trainings share."""
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -60,9 +62,9 @@ def test_a_training_is_due_by_time_or_by_number(
     ("period_s", "started_s", "enough_events", "said"),
     [
         (3600.0, 0.0, 1, "any event"),
-        (3600.0, 1e9, 500, "500 new events or any, 3600 s after the last training began"),
+        (3600.0, 1e9, 500, "500 new events or any event 3600 s after the last training began"),
         (None, 1e9, 500, "500 new events"),
-        (1e300, 1e9, None, "any, 1e+300 s after the last training began"),
+        (1e300, 1e9, None, "any event 1e+300 s after the last training began"),
     ],
 )
 def test_the_log_says_what_the_trainer_waits_for(
@@ -163,6 +165,22 @@ def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None
 
     folder = TrainingFolder(tmp_path / "file")
     with pytest.raises(SettingsInvalid, match=r"trainer\.releases_dir must be"), folder.locked():
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some network mounts are; two trainings there would not know of each other."""
+
+    def without_locks(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+
+    folder = TrainingFolder(tmp_path)
+    wanted = r"on a file system with locks: .* No locks available"
+    with pytest.raises(SettingsInvalid, match=wanted), folder.locked():
         pass
 
 
