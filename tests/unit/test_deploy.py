@@ -10,21 +10,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
 from pipeline.__main__ import COMMANDS
 from pipeline.settings import WorkerSettings, parse_command
+from tests.deploy_files import DEPLOY, read_yaml
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
 OWN_SERVICES = ("topics", "worker", "trainer")
-
-
-def read_yaml(name: str) -> dict[str, Any]:
-    """Parse a file of deploy/."""
-    content = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
-    return content
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ import yaml
 
 from pipeline.__main__ import COMMANDS
 from pipeline.settings import MetricsSettings, WorkerSettings, parse_command
+from tests.deploy_files import DEPLOY, read_yaml
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
 PODS = ("lrurec-topics", "lrurec-worker", "lrurec-trainer")
 
 
@@ -93,7 +92,7 @@ def test_volumes_are_declared_and_used(name: str) -> None:
 @pytest.mark.parametrize("name", PODS)
 def test_image_and_user_are_those_of_the_dockerfile(name: str) -> None:
     """One image for compose and Kubernetes; files belong to the user that it has."""
-    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    compose = read_yaml("compose.yaml")
     user = re.search(r"useradd --uid (\d+)", (DEPLOY / "Dockerfile").read_text())
     security = POD_OF[name]["spec"]["securityContext"]
 

@@ -17,18 +17,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from pipeline.metrics import Metrics, SupervisorMetrics, TrainerMetrics
 from pipeline.settings import MetricsSettings
 from state.store import StoreStats
+from tests.deploy_files import DEPLOY, read_yaml
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="Prometheus is not installed")
-
-
-def read_yaml(name: str) -> dict[str, Any]:
-    """Parse a file of deploy/."""
-    content = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
-    return content
 
 
 def promtool(*arguments: str) -> None:
