@@ -53,8 +53,6 @@ share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
-# A member that was killed need not hold up the others for six seconds at the least.
-group.min.session.timeout.ms=1000
 # The default, 6 s, forbids workers that notice a death sooner.
 group.min.session.timeout.ms=1000
 # After a kill the old registration has to expire before the broker may register: 9 s by default.

@@ -141,18 +141,11 @@ class OutputRules:
         return [item for item in ids if withdrawn.get(item, since_ms) < since_ms]
 
     def left_out(self, known: KnownRelease, history: UserHistory, count: int) -> list[int]:
-        """Return the indices of items that may be missing from a list for what the user has seen.
-
-        The list is made after the last event whose item the release knows, so what came after it
-        does not push anything out of the memory yet.
-        """
+        """Return the indices of items that may be missing from a list for what the user has seen."""
         if not self.exclude_seen:
             return []
         index_of = known.index_of_hash
-        last = count
-        while last and history.items[last - 1] not in index_of:
-            last -= 1
-        window = history.items[max(0, last - self.most_ring) : count]
+        window = history.items[max(0, count - self.most_ring) : count]
         return [index_of[item] for item in window if item in index_of]
 
 

@@ -125,7 +125,12 @@ class Ranker:
         excluded = None
         if self._exclude_seen and histories is not None:
             size = heads["ring"].shape[1]
-            seen = [histories.after(known[scored], size), histories.at_end(resting, size)]
+            # What is remembered moves on with items that the release does not know, too.
+            until = np.minimum(
+                np.append(known[1:], len(applied.user)),
+                np.searchsorted(applied.user, user, side="right"),
+            )
+            seen = [histories.after(until[scored] - 1, size), histories.at_end(resting, size)]
             index = model.release.vocabulary.indices_of_hashes(np.concatenate(seen))
             excluded = self._tensor(index)
         scores, items = model.serving.top_k(
