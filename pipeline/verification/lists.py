@@ -141,7 +141,7 @@ class OutputRules:
         return [item for item in ids if withdrawn.get(item, since_ms) < since_ms]
 
     def left_out(self, known: KnownRelease, history: UserHistory, count: int) -> list[int]:
-        """Return the indices of items that may be missing from a list for what the user has seen."""
+        """Return the indices of items that a list leaves out for what the user has seen."""
         if not self.exclude_seen:
             return []
         index_of = known.index_of_hash
