@@ -1,5 +1,6 @@
 """`lrurec verify` cries no wolf, and finds any one fact that is changed."""
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.release import Release
 from pipeline.settings import RecommendSettings, Settings
-from tests.verify_world import ITEMS, RING, K, StreamWorld, three_releases
+from tests.verify_world import ITEMS, RING, K, StreamWorld, three_releases, wrong
 
 _EVENT = st.tuples(
     st.integers(0, 1),  # partition
@@ -86,6 +87,23 @@ def test_a_true_stream_is_never_called_wrong(
     assert offsets.applied + offsets.duplicate == len(events)
     assert report.users == report.rows
     assert offsets.pending == report.states_unverifiable == 0
+
+
+def test_what_unknown_items_push_out_of_the_memory_may_be_listed_again(
+    tmp_path: Path, releases: list[Release]
+) -> None:
+    """Within one batch, too: a list leaves out what is remembered when it is made, no more."""
+    recommend = RecommendSettings(top_k=K, ring=RING, exclude_seen=True)
+    world = StreamWorld(tmp_path, Settings(recommend=recommend), releases[:1])
+    for seen in itertools.permutations("01234567", 2):
+        user = "".join(seen)
+        world.click_all(user, user)
+        for number in range(RING - 1):
+            world.click(user, f"unheard-{number}")
+
+    world.run(batch=1000)
+
+    assert wrong(world.verify()) == {}
 
 
 @hypothesis.settings(max_examples=25, deadline=None)
