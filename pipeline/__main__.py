@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Entry] = {
     "import-checkpoint": Entry(
         "pipeline.commands.import_checkpoint", "make a release of the authors' checkpoint"
     ),
+    "users": Entry("pipeline.commands.users", "forget a user, or block items for one"),
     "announce": Entry("pipeline.commands.announce", "make workers serve a release"),
     "score": Entry("pipeline.commands.score", "one answer offline, by scan and by steps"),
     "verify": Entry("pipeline.commands.verify", "hold every state against the log"),

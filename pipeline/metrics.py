@@ -33,7 +33,7 @@ __all__ = [
 MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
 
 STAGES = ("decode", "load", "rank", "encode")
-EVENT_RESULTS = ("applied", "unknown_item", "duplicate", "skipped", "dead")
+EVENT_RESULTS = ("applied", "unknown_item", "duplicate", "skipped", "forgotten", "dead")
 SOURCES = ("model", "cold_start", "fallback")
 METHODS = ("model", "popularity", "repeat_last")
 
@@ -117,6 +117,9 @@ class Metrics:
         )
         self.short_recommendations = Counter(
             "lrurec_short_recommendations", "Recommendations of fewer than K items", **own
+        )
+        self.users_forgotten = Counter(
+            "lrurec_users_forgotten", "States deleted since their user is to be forgotten", **own
         )
         self.stale_states_served = Counter(
             "lrurec_stale_states_served",
@@ -224,6 +227,7 @@ class Metrics:
         applied: int,
         duplicate: int,
         skipped: int,
+        forgotten: int,
         unknown_item: int,
         dead: Mapping[DeadReason, int],
     ) -> None:
@@ -233,6 +237,7 @@ class Metrics:
             applied: Events that were new, those of unknown items among them.
             duplicate: Events that had been applied before.
             skipped: Records whose event type does not count.
+            forgotten: Events from before the time up to which their user is forgotten.
             unknown_item: Of the applied ones, those whose item the model does not know.
             dead: Records that were no events, by reason.
         """
@@ -240,10 +245,12 @@ class Metrics:
         self.events["unknown_item"].inc(unknown_item)
         self.events["duplicate"].inc(duplicate)
         self.events["skipped"].inc(skipped)
+        self.events["forgotten"].inc(forgotten)
         self.events["dead"].inc(sum(dead.values()))
         for reason, number in dead.items():
             self.dead_events[reason].inc(number)
-        self.batch_events.observe(applied + duplicate + skipped + sum(dead.values()))
+        seen = applied + duplicate + skipped + forgotten + sum(dead.values())
+        self.batch_events.observe(seen)
 
     def count_recommendations(self, by_source: Mapping[str, int], *, short: int) -> None:
         """Count recommendations by source, and those of them that have fewer than K items."""

@@ -146,7 +146,7 @@ class TopicSettings:
     """The catalogue."""
 
     users: str = "lrurec.users.v1"
-    """Commands about users; nothing reads them yet."""
+    """What holds of users: what is forgotten of them, and items that are blocked for them."""
 
     partitions: int = 4
     """Partitions of every topic keyed by user. Must not change while states exist."""

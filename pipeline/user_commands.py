@@ -6,7 +6,7 @@ so the worker, the trainer and `lrurec verify` agree on every event for ever.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import msgspec
@@ -17,7 +17,11 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+MAX_BLOCKED_ITEMS = 1000
+"""Of one user: each of them costs time at every list of the user."""
+
 _Milliseconds = Annotated[int, msgspec.Meta(ge=0, lt=MAX_TIMESTAMP_MS)]
+_Items = Annotated[tuple[str | int, ...], msgspec.Meta(max_length=MAX_BLOCKED_ITEMS)]
 
 
 class UserCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +36,7 @@ class UserCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     forget_before_ms: _Milliseconds = 0
-    blocked_items: tuple[str | int, ...] = ()
+    blocked_items: _Items = ()
 
     @property
     def blocked_ids(self) -> list[str]:
@@ -92,3 +96,23 @@ def read_user_commands(settings: Settings) -> Iterator[tuple[Record, UserCommand
         except (ValueError, RecursionError) as error:
             where = f"{record.topic} partition {record.partition} offset {record.offset}"
             logger.error("%s: no command of a user, it changes nothing: %s", where, error)
+
+
+def newest_commands(
+    commands: Iterable[tuple[Record, UserCommand]],
+) -> dict[bytes, tuple[Record, UserCommand]]:
+    """Return what holds of each user that has a record, by key, with the record that says so.
+
+    A user can have records on several partitions: the one with the newest timestamp rules, of equal
+    ones that which comes later here.
+
+    Args:
+        commands: All of them, as `read_user_commands` yields them.
+    """
+    newest: dict[bytes, tuple[Record, UserCommand]] = {}
+    for record, command in commands:
+        key = record.key
+        assert key  # else it were no command
+        if key not in newest or record.timestamp >= newest[key][0].timestamp:
+            newest[key] = record, command
+    return newest

@@ -11,6 +11,8 @@ starts at a multiple of eight bytes, so that a batch of rows is one aligned nump
 In use, heads are one structured array and hidden states one tensor; `encode` puts them together
 for the disk, `decode` takes them apart.
 
+Format 1, which had no `forgotten_before_ms`, is read as rows of users who were never forgotten.
+
 Items and event ids are 64-bit hashes, 0 for none. The ring holds a user's newest items: the i-th
 event ever (from 0) lies in slot `i % ring`. Slots without an item are always the oldest ones.
 """
@@ -26,7 +28,7 @@ from xxhash import xxh3_64_intdigest
 from state.errors import StateFormatUnknown
 
 MAGIC = b"LRst"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EVENT_IDS = 8
 """How many of a user's last event ids a head has room for."""
 
@@ -41,6 +43,8 @@ _PREFIX_DTYPE = np.dtype(
     ]
 )
 _START = MAGIC + FORMAT_VERSION.to_bytes(4, "little")
+_START_1 = MAGIC + (1).to_bytes(4, "little")
+_LONGER_FROM = 96  # where a row has eight bytes that format 1 has not
 _CHECKED_FROM = 16  # the first byte behind the checksum
 _AT_ONCE = 64  # rows: small enough to stay in the cache, large enough to hide the cost of a call
 _MAX_SIZE = 2**20  # of each dimension: far above any use, far below an overflow
@@ -102,6 +106,7 @@ class RowLayout:
                 ("offset", "<i8"),  # of the last applied event; -1: none
                 ("timestamp_ms", "<i8"),  # of the last applied event
                 ("last_item", "<u8"),  # the item that moved the hidden state last; 0: none
+                ("forgotten_before_ms", "<i8"),  # it holds no event from before; 0: never forgotten
                 ("event_ids", "<u8", (EVENT_IDS,)),
                 ("recommended", "<u8", (self.recommended,)),
                 ("ring", "<u8", (self.ring,)),
@@ -171,6 +176,7 @@ class RowLayout:
             StateFormatUnknown: A row has the magic and a format version that is not ours.
         """
         n = len(rows)
+        rows = [row if row[:8] == _START else _renewed(row) for row in rows]
         heads = self.new_heads(n)
         hidden = np.zeros((n, self.blocks, self.channels), np.complex64)
         damaged = np.ones(n, np.bool_)
@@ -197,7 +203,8 @@ class RowLayout:
     def convert_heads(self, others: Heads) -> Heads:
         """Return heads (n,) of another layout as heads of this one, without a hidden state."""
         heads = self.new_heads(len(others))
-        for name in ("event_count", "partition", "offset", "timestamp_ms", "event_ids"):
+        kept_names = "event_count partition offset timestamp_ms forgotten_before_ms event_ids"
+        for name in kept_names.split():
             heads[name] = others[name]
         heads["started_at"] = heads["event_count"]
         kept = min(self.recommended, others["recommended"].shape[1])
@@ -217,6 +224,7 @@ def layout_of(row: bytes) -> RowLayout | None:
     None where the bytes name none, are not as many as it says, or of another format version. That
     the row is intact is for `decode` to find out.
     """
+    row = _renewed(row)
     layout = _layout_of_sizes(row[16:32]) if row[:8] == _START else None
     return layout if layout is not None and len(row) == layout.row_bytes else None
 
@@ -285,6 +293,16 @@ def _checksums(table: Heads) -> npt.NDArray[np.uint64]:
     return np.array(
         [xxh3_64_intdigest(checked[end - size + _CHECKED_FROM : end]) for end in ends], np.uint64
     )
+
+
+def _renewed(row: bytes) -> bytes:
+    """Return a row of format 1 as one of the present format, damaged if it was; others as given."""
+    if row[:8] != _START_1:
+        return row
+    is_intact = row[8:16] == xxh3_64_intdigest(row[16:]).to_bytes(8, "little")
+    body = row[16:_LONGER_FROM] + bytes(8) + row[_LONGER_FROM:]
+    checksum = xxh3_64_intdigest(body) ^ (not is_intact)
+    return _START + checksum.to_bytes(8, "little") + body
 
 
 def _by_layout(rows: Sequence[bytes]) -> Iterator[tuple[RowLayout, list[int]]]:

@@ -1,6 +1,7 @@
 """A stream without Kafka: topics as lists, and the real processor that reads and writes them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.recommend import RecommendationProcessor
 from pipeline.worker.releases import Announcement
 from pipeline.worker.served_model import ModelHolder, prepare
+from pipeline.worker.users import Users
 from state.memory import MemoryStore
 from state.row import layout_of
 from tests.releases import random_release
@@ -47,12 +49,16 @@ class ListedRecord:
 
 @dataclass
 class ListedTopics:
-    """Topics as lists; an offset whose record is None holds none."""
+    """Topics as lists; an offset whose record is None holds none.
+
+    Without `now_ms` records have times of their own, and recommendations those of the real clock.
+    """
 
     records: dict[tuple[str, int], list[ListedRecord | None]] = field(default_factory=dict)
     first: dict[tuple[str, int], int] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
     compacted: set[str] = field(default_factory=set)
+    now_ms: int | None = None
     on_read: Callable[[str], None] = lambda topic: None
 
     def append(
@@ -65,8 +71,9 @@ class ListedTopics:
         timestamp: int | None = None,
     ) -> None:
         log = self.records.setdefault((topic, partition), [])
-        time_ms = 5000 + len(log) if timestamp is None else timestamp
-        log.append(ListedRecord(topic, partition, len(log), time_ms, key, value, tuple(headers)))
+        if timestamp is None:
+            timestamp = 5000 + len(log) if self.now_ms is None else self.now_ms
+        log.append(ListedRecord(topic, partition, len(log), timestamp, key, value, tuple(headers)))
 
     def trim(self, topic: str, partition: int, first: int) -> None:
         """Remove the records before an offset, as retention does."""
@@ -122,14 +129,17 @@ class StreamWorld:
     def start(self) -> None:
         """Begin with what was settled, from the committed offsets."""
         self.metrics = Metrics(CollectorRegistry())
+        self.users, self.heard = Users(), dict.fromkeys(PARTITIONS, 0)
         self.processor = RecommendationProcessor(
             self.settings,
             self.store,
             self.holder,
             self.catalogue,
+            self.users,
             self.metrics,
             torch.device("cpu"),
         )
+        self.hear()
         self.position = dict(self.topics.committed)
 
     def announce(self, release: Release) -> None:
@@ -152,7 +162,9 @@ class StreamWorld:
     def click(self, user: str, item: str, *, partition: int = 0, **more: Any) -> None:
         """Append an event to the interactions."""
         log = self.topics.records.setdefault((self.names.interactions, partition), [])
-        event = {"user_id": user, "item_id": item, "timestamp_ms": 1000 + len(log), **more}
+        now_ms = self.topics.now_ms
+        time_ms = 1000 + len(log) if now_ms is None else now_ms
+        event = {"user_id": user, "item_id": item, "timestamp_ms": time_ms, **more}
         self.topics.append(
             self.names.interactions, partition, user.encode(), msgspec.json.encode(event)
         )
@@ -166,6 +178,32 @@ class StreamWorld:
         """Append a record of the catalogue, which the processor takes at once."""
         self.topics.append(self.names.items, 0, item.encode(), value, timestamp=timestamp)
         self.catalogue.apply(item.encode(), value)
+
+    def tell(
+        self,
+        user: str,
+        command: Mapping[str, Any] | None,
+        *,
+        partition: int = 0,
+        timestamp: int | None = None,
+        heard: bool = True,
+    ) -> None:
+        """Append a record about a user, which the processor takes at once or not."""
+        value = None if command is None else msgspec.json.encode(command)
+        self.topics.append(self.names.users, partition, user.encode(), value, timestamp=timestamp)
+        if heard:
+            self.hear()
+
+    def hear(self) -> None:
+        """Have the processor take all of the users topic that it has not heard."""
+        for partition in PARTITIONS:
+            records = self.topics.records.get((self.names.users, partition), [])
+            for record in records[self.heard[partition] :]:
+                with suppress(ValueError, RecursionError):
+                    if record is not None:
+                        self.users.hear(record)
+            self.heard[partition] = len(records)
+        self.processor.refresh(PARTITIONS)
 
     def junk(
         self, value: bytes | None, *, partition: int = 0, headers: Iterable[tuple[str, bytes]] = ()
@@ -183,12 +221,19 @@ class StreamWorld:
             return
         for result in self.processor.process([(partition, Chunk(records, start, len(log)))]):
             for key, value in result.outputs:
-                self.topics.append(self.names.recommendations, partition, key, value)
+                self.topics.append(self.names.recommendations, partition, key, self._dated(value))
             for letter in result.dead_letters:
                 headers = [*letter.headers, *letter.about]
                 self.topics.append(
                     self.names.dead_letters, partition, letter.key, letter.value, headers
                 )
+
+    def _dated(self, value: bytes) -> bytes:
+        """A recommendation as made now by the topics' clock."""
+        if self.topics.now_ms is None:
+            return value
+        output = msgspec.json.decode(value)
+        return msgspec.json.encode({**output, "emitted_at_ms": self.topics.now_ms})
 
     def settle(self, *, commit: bool = True) -> None:
         """Take a checkpoint of every partition."""
@@ -196,6 +241,8 @@ class StreamWorld:
             snapshot = self.processor.snapshot(partition)
             for key, row in snapshot.rows:
                 self.topics.append(self.changelog, partition, key, row)
+                if row is None:
+                    self.topics.append(self.names.recommendations, partition, key, None)
             self.store.write(partition, snapshot.rows, None)
             self.processor.settled(partition, snapshot)
         if commit:
@@ -210,7 +257,7 @@ class StreamWorld:
         self.settle()
 
     def verify(self, sample: int | None = None) -> VerifyReport:
-        return verify(self.settings, topics=self.topics, sample=sample)
+        return verify(self.settings, topics=self.topics, now_ms=self.topics.now_ms, sample=sample)
 
     # --- falsifying
 

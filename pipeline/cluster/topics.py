@@ -117,9 +117,13 @@ def all_topics(settings: Settings, partitions: int | None = None) -> tuple[Topic
         Topic(
             name=names.users,
             setting="topics.users",
-            what="a command about a user, key: user id",
+            what="what holds of a user: forgotten, blocked items, key: user id",
             partitions=count,
-            config={"cleanup.policy": "compact"},
+            config={
+                "cleanup.policy": "compact",
+                # As of items: a blocked item would be as one that never was blocked.
+                "delete.retention.ms": str(100 * 365 * DAY_MS),
+            },
         ),
         Topic(
             name=changelog_name(settings.worker.app_id),

@@ -149,6 +149,11 @@ class OwnedPartition:
         moved_rows: Rows that no snapshot has taken yet, or unsent outputs if there are more.
         next_offset: Source offset behind what was answered; None before the first answer.
         position: Changelog offset of the last row written; -1 before the first.
+        computed: Micro-batches so far; counted in the compute thread.
+        emitted: Of these, whose outputs were sent.
+        withdrawn_after: Outputs of keys are being taken back: those of so many micro-batches are to
+            leave before, and later ones behind; None: of none. Set in the compute thread.
+        turn: Is set when a wait for one of these may be over.
         is_due: A checkpoint is to follow the one under way.
         lost: Another worker may own it: nothing of it may be sent or acknowledged.
     """
@@ -162,11 +167,42 @@ class OwnedPartition:
     moved_rows: int = 0
     next_offset: int | None = None
     position: int = -1
+    computed: int = 0
+    emitted: int = 0
+    withdrawn_after: int | None = None
     is_due: bool = False
     lost: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     calm: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Future[None] | None = None
+
+    def has_work(self) -> bool:
+        """Tell whether there is something for a checkpoint."""
+        return bool(self.events) or self.moved_rows > 0
+
+    def lose(self) -> None:
+        """Note that another worker may own it; nobody waits for it any more."""
+        self.lost = True
+        self.calm.set()
+        self.turn.set()
+
+    async def wait_to_emit(self) -> None:
+        """Let what takes earlier outputs back leave before later ones of the same keys."""
+        while self._is_withdrawing() and self.emitted >= (self.withdrawn_after or 0):
+            await self._next_turn()
+
+    async def wait_to_withdraw(self) -> None:
+        """Let the outputs that are to be taken back leave before."""
+        while self._is_withdrawing() and self.emitted < (self.withdrawn_after or 0):
+            await self._next_turn()
+
+    def _is_withdrawing(self) -> bool:
+        return self.withdrawn_after is not None and not self.lost
+
+    async def _next_turn(self) -> None:
+        self.turn.clear()
+        await self.turn.wait()
 
 
 def remedy(error: KafkaError) -> str:
@@ -233,7 +269,7 @@ class Checkpointer:
     def begin(self, part: OwnedPartition) -> None:
         """Begin a checkpoint where something waits for one, or have one follow that under way."""
         part.is_due = True
-        if part.events and (part.task is None or part.task.done()):
+        if part.has_work() and (part.task is None or part.task.done()):
             part.task = asyncio.ensure_future(self._checkpoint_while_due(part))
 
     async def _checkpoint_while_due(self, part: OwnedPartition) -> None:
@@ -244,12 +280,12 @@ class Checkpointer:
     async def checkpoint(self, part: OwnedPartition) -> None:
         """Make what was sent so far durable, then acknowledge it; a failure ends the process."""
         async with part.lock:
-            if not part.events or part.lost:
+            if not part.has_work() or part.lost:
                 return
             try:
                 await self._checkpoint(part)
             except asyncio.CancelledError:
-                part.lost = True  # the outcome is not known: the next owner fences and reads again
+                part.lose()  # the outcome is not known: the next owner fences and reads again
                 raise
             except BaseException as error:
                 if part.lost:
@@ -275,7 +311,11 @@ class Checkpointer:
         position = None
         if snapshot.rows:
             outputs = [record for result in results for record in result.outputs]
-            position = await self.log_rows(part, snapshot.rows, outputs)
+            withdrawn = [(key, row) for key, row in snapshot.rows if row is None]
+            await part.wait_to_withdraw()
+            position = await self.log_rows(part, snapshot.rows, [*outputs, *withdrawn])
+            part.withdrawn_after = None
+            part.turn.set()
             if position is not None and position <= part.position:
                 end_process(
                     ExitCode.CHECKPOINT,
@@ -306,7 +346,10 @@ class Checkpointer:
     def _take(self, part: OwnedPartition) -> tuple[Snapshot, list[PartitionResult]]:
         """Take the rows that moved and the results that leave with them, in the compute thread."""
         results, part.unsent, part.unsent_outputs = part.unsent, [], 0
-        return self._processor.snapshot(part.number), results
+        snapshot = self._processor.snapshot(part.number)
+        if not self._options.transactional and any(row is None for _, row in snapshot.rows):
+            part.withdrawn_after = part.computed
+        return snapshot, results
 
     def _reach(self, stage: str) -> None:
         if self._at_stage is not None:
@@ -329,7 +372,7 @@ class Checkpointer:
         self,
         part: OwnedPartition,
         rows: Sequence[tuple[bytes, bytes | None]],
-        outputs: Sequence[tuple[bytes, bytes]] = (),
+        outputs: Sequence[tuple[bytes, bytes | None]] = (),
     ) -> int | None:
         """Write rows to the partition's changelog, and outputs beside them, in one transaction.
 

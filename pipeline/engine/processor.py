@@ -1,6 +1,6 @@
 """What the engine asks of whoever turns records into rows and recommendations."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol
@@ -72,7 +72,8 @@ class Snapshot:
     """The rows of one partition that moved since the snapshot before.
 
     Attributes:
-        rows: (key, row) pairs, each key once; a row of None deletes.
+        rows: (key, row) pairs, each key once; a row of None deletes, and takes back what the output
+            topic says under that key: a null value leaves with it, in one transaction.
         token: Whatever `Processor.settled` needs to know the snapshot again.
     """
 
@@ -99,8 +100,15 @@ class Processor(Protocol):
         """
         ...
 
-    def refresh(self) -> None:
-        """Take up what changed elsewhere. Called every second, also where no records come."""
+    def refresh(self, owned: Collection[int]) -> Mapping[int, int]:
+        """Take up what changed elsewhere. Called every second, also where no records come.
+
+        Args:
+            owned: The partitions whose rows may be changed.
+
+        Returns:
+            For each partition whose rows moved by it, how many of them no snapshot has taken yet.
+        """
         ...
 
     def snapshot(self, partition: int) -> Snapshot:

@@ -208,6 +208,8 @@ class StreamService(Service):
     ) -> list[PartitionResult]:
         """Compute a micro-batch; in the compute thread."""
         results = self.processor.process(pairs)
+        for part in parts.values():
+            part.computed += 1
         if self.options.transactional:
             for result in results:
                 part = parts[result.partition]
@@ -244,7 +246,10 @@ class StreamService(Service):
         loop = asyncio.get_running_loop()
         try:
             while not self.should_stop:
-                await loop.run_in_executor(self.compute, self.processor.refresh)
+                parts = dict(self.partitions)
+                moved = await loop.run_in_executor(self.compute, self.processor.refresh, set(parts))
+                for number, rows in moved.items():
+                    parts[number].moved_rows = max(rows, parts[number].moved_rows)
                 await self.sleep(REFRESH_PERIOD_S)
         except asyncio.CancelledError:
             raise
@@ -282,6 +287,7 @@ class StreamService(Service):
             chunks.setdefault(event.message.partition, []).append(event)
         for result in results:
             part = parts[result.partition]
+            await part.wait_to_emit()
             if part.lost:
                 continue
             next_offset = chunks[part.number][-1].message.chunk.next_offset
@@ -292,6 +298,8 @@ class StreamService(Service):
                     self._producer, self.options.output, part.number, result.outputs
                 )
                 part.confirmations.extend(future for future, _ in sent)
+            part.emitted += 1
+            part.turn.set()
             part.confirmations += await send_dead_letters(
                 self._producer, self.options, part.number, result.dead_letters
             )
@@ -370,8 +378,7 @@ class StreamService(Service):
         """
         leaving = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
         for part in leaving:  # all of them before anything is waited for
-            part.lost = True
-            part.calm.set()
+            part.lose()
             if part.task is not None:
                 part.task.cancel()
         self._giving_up = asyncio.ensure_future(self._give_up(leaving, self._giving_up))
@@ -412,8 +419,7 @@ class StreamService(Service):
                 self.options.drain_timeout_s,
             )
             for part in self.partitions.values():
-                part.lost = True
-                part.calm.set()
+                part.lose()
 
     async def on_stop(self) -> None:
         """Stop checkpoints and producers; the store is closed by whoever opened it."""
@@ -422,7 +428,7 @@ class StreamService(Service):
             self._giving_up.cancel()
         producers = [part.producer for part in self.partitions.values()]
         for part in self.partitions.values():
-            part.lost = True
+            part.lose()
             if part.task is not None:
                 part.task.cancel()
         if self._producer is not None:

@@ -7,7 +7,8 @@ of the other judge the release, beside popularity and the release that serves
 the ranking exactly where workers leave seen items out (`recommend.exclude_seen`).
 
 A release that is refused stays in its folder, unannounced. An interrupted training can be resumed
-from its last validation; it then reads the same offsets again.
+from its last validation; it then reads the same offsets again. Where events of these were forgotten
+meanwhile, what it has learned comes of other data: it is not resumed, as with other settings.
 
 Where several processes train, the first does all of this; the others get from it what it read, and
 help with the training alone.
@@ -345,6 +346,7 @@ def _describe_data(
         "events": read.counts.applied,
         "events_rare": read.counts.rare,
         "events_duplicate": read.counts.duplicate,
+        "events_forgotten": read.counts.forgotten,
         "records_skipped": read.counts.skipped,
         "records_dead": {reason.value: number for reason, number in read.counts.dead.items()},
         "users": len(read.sequences),

@@ -1,9 +1,10 @@
 """The interactions topic as one sequence of items per user: what the trainer learns from.
 
 Events count by the worker's own rules: the same decoder, a user's order is the order of the log
-within the partition, and an event whose id is among its user's last ones is a repeat. What comes
-out depends on the records of the given offsets alone, not on how the partitions came in mixed, so
-an interrupted training finds the same data again.
+within the partition, an event whose id is among its user's last ones is a repeat, and what the
+users topic has forgotten never happened. What comes out depends on the records of the given offsets
+and on that topic alone, not on how the partitions came in mixed, so an interrupted training finds
+the same data again, unless some of it was forgotten meanwhile.
 
 An event takes 16 bytes while it is read, a user the bytes of its key and a dictionary's entry.
 """
@@ -11,7 +12,7 @@ An event takes 16 bytes while it is read, a user the bytes of its key and a dict
 import logging
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,10 +23,17 @@ from xxhash import xxh3_64_intdigest
 from models.evaluation import Holdout
 from models.packing import Indices
 from models.vocabulary import Vocabulary, item_hash
-from pipeline.cluster.clients import end_offsets, first_offsets, offsets_since, read_partitions
+from pipeline.cluster.clients import (
+    Record,
+    end_offsets,
+    first_offsets,
+    offsets_since,
+    read_partitions,
+)
 from pipeline.errors import DeadReason, EventInvalid, NotEnoughEvents
 from pipeline.events import EventDecoder
 from pipeline.settings import Settings
+from pipeline.user_commands import is_forgotten, newest_commands, read_user_commands
 from pipeline.worker.batch import event_id_hash
 from state.row import EVENT_IDS
 
@@ -57,6 +65,7 @@ class EventCounts:
         applied: Events that train.
         rare: Events of items that occur too seldom.
         duplicate: Events whose id was among their user's last ones.
+        forgotten: Events from before the time up to which their user is forgotten.
         skipped: Records whose event type does not count.
         dead: Records that are no events, by reason.
     """
@@ -64,6 +73,7 @@ class EventCounts:
     applied: int
     rare: int
     duplicate: int
+    forgotten: int
     skipped: int
     dead: Mapping[DeadReason, int]
 
@@ -131,28 +141,52 @@ def read_sequences(
     ranges: Ranges,
     progress: Callable[[ReadProgress], object] = lambda _: None,
 ) -> TopicSequences:
-    """Read a range of the interactions topic.
+    """Read a range of the interactions topic, without what the users topic has forgotten by now.
 
     Args:
-        settings: Cluster, topic, fields and least count of an item.
+        settings: Cluster, topics, fields and least count of an item.
         ranges: Offsets to read; see `plan_ranges`.
         progress: Called every few thousand records; an exception from it ends the reading.
 
     Raises:
         BrokerUnavailable: No answer.
         NotEnoughEvents: There is no event, or of no item enough of them.
-        TopicMismatch: There is no interactions topic.
+        TopicMismatch: There is no interactions topic, or no users topic.
     """
-    topic = settings.topics.interactions
+    newest = newest_commands(read_user_commands(settings))
+    forget_before_ms = {key: command.forget_before_ms for key, (_, command) in newest.items()}
+    starts = {partition: start for partition, (start, _) in ranges.items()}
+    ends = {partition: end for partition, (_, end) in ranges.items()}
+    records = read_partitions(settings.kafka, settings.topics.interactions, starts, ends)
+    return gather_sequences(settings, ranges, records, forget_before_ms, progress)
+
+
+def gather_sequences(
+    settings: Settings,
+    ranges: Ranges,
+    records: Iterable[Record],
+    forget_before_ms: Mapping[bytes, int],
+    progress: Callable[[ReadProgress], object] = lambda _: None,
+) -> TopicSequences:
+    """Make sequences of records of the interactions topic.
+
+    Args:
+        settings: Topics, fields and least count of an item.
+        ranges: The offsets that the records are of.
+        records: In the order of the log within each partition, partitions mixed.
+        forget_before_ms: Of users by key, what the users topic says.
+        progress: As of `read_sequences`.
+
+    Raises:
+        NotEnoughEvents: There is no event, or of no item enough of them.
+    """
     decode = EventDecoder(settings.fields).decode
     columns = {partition: _Columns() for partition in sorted(ranges)}
     items: dict[str, int] = {}
     dead: Counter[DeadReason] = Counter()
-    skipped = 0
+    skipped = forgotten = 0
     total = sum(end - start for start, end in ranges.values())
-    starts = {partition: start for partition, (start, _) in ranges.items()}
-    ends = {partition: end for partition, (_, end) in ranges.items()}
-    for done, record in enumerate(read_partitions(settings.kafka, topic, starts, ends)):
+    for done, record in enumerate(records):
         if done % PROGRESS_RECORDS == 0:
             progress(ReadProgress(done=done, total=total))
         try:
@@ -162,6 +196,10 @@ def read_sequences(
             continue
         if event is None:
             skipped += 1
+            continue
+        before_ms = forget_before_ms.get(event.user_key, 0)
+        if is_forgotten(before_ms, event.timestamp_ms, record.timestamp):
+            forgotten += 1
             continue
         column = columns.get(record.partition)
         if column is None:  # partitions that were added since the ranges were planned
@@ -179,11 +217,15 @@ def read_sequences(
         applied=int(np.count_nonzero(index)),
         rare=int(np.count_nonzero(index == 0)),
         duplicate=int(np.count_nonzero(~fresh)),
+        forgotten=forgotten,
         skipped=skipped,
         dead=dead,
     )
     if vocabulary is None:
-        msg = f"{topic}: expected events to train on, got none: {_describe(counts, total, least)}"
+        msg = (
+            f"{settings.topics.interactions}: expected events to train on, got none: "
+            f"{_describe(counts, total, least)}"
+        )
         raise NotEnoughEvents(msg)
     sequences, users = _split_by_user(user[index > 0], index[index > 0])
     return TopicSequences(
@@ -200,6 +242,8 @@ def _describe(counts: EventCounts, total: int, least: int) -> str:
     parts = [f"{reason.value} {number}" for reason, number in counts.dead.items()]
     if counts.skipped:
         parts.append(f"event type does not count {counts.skipped}")
+    if counts.forgotten:
+        parts.append(f"users are forgotten {counts.forgotten}")
     if counts.rare:
         parts.append(f"items with fewer than {least} events (trainer.min_item_count) {counts.rare}")
     return f"{total} offsets read{': ' if parts else ''}{', '.join(parts)}"

@@ -24,7 +24,7 @@ class Row:
         damaged: Its bytes are not those that were written.
         reborn: The user was deleted before: the row knows only what came after.
         gone: Events that it counts and the log does not hold any more; negative: events from before
-            its user was deleted. None until it was worked out, or where it cannot be.
+            its user was deleted or forgotten. None until it was worked out, or where it cannot be.
     """
 
     layout: RowLayout
@@ -58,11 +58,13 @@ class Rows:
         newest: Each user's newest row.
         deleted: Users whose row was deleted, last of all.
         layouts: Every layout that a row in the topic was written under.
+        forgotten: By key, the latest time up to which a row says that its user is forgotten.
     """
 
     newest: dict[UserOf, Row]
     deleted: set[UserOf]
     layouts: set[RowLayout]
+    forgotten: dict[bytes, int]
 
     def reached(self, partition: int, committed: int) -> int:
         """Return up to where a partition was answered for: rows may be ahead of its commit."""
@@ -100,6 +102,7 @@ def read_rows(changelog: Iterable[Record]) -> Rows:
     for user, value in newest.items():
         by_layout.setdefault(layout_of(value) or NO_LAYOUT, []).append(user)
     rows: dict[UserOf, Row] = {}
+    forgotten: dict[bytes, int] = {}
     for layout, users in by_layout.items():
         decoded = layout.decode([newest[user] for user in users])
         for i, user in enumerate(users):
@@ -110,4 +113,8 @@ def read_rows(changelog: Iterable[Record]) -> Rows:
                 damaged=bool(decoded.damaged[i]),
                 reborn=user in deleted_before,
             )
-    return Rows(rows, deleted, set(layouts.values()))
+        before_ms = decoded.heads["forgotten_before_ms"]
+        for i in np.flatnonzero(before_ms).tolist():
+            key = users[i][1]
+            forgotten[key] = max(int(before_ms[i]), forgotten.get(key, 0))
+    return Rows(rows, deleted, set(layouts.values()), forgotten)

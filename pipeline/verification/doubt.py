@@ -30,13 +30,19 @@ def doubtful_count(history: UserHistory) -> int:
     return len(history) if is_repeated else last + 1
 
 
-def least_count(history: UserHistory, reached: int) -> int:
-    """Return how many of the first `reached` events counted, whatever came before them.
+def most_lacking(history: UserHistory, row: Row) -> int:
+    """Return how many of a user's first events a row may lack since an older row was deleted."""
+    return len(history) if row.reborn else history.deletable
+
+
+def least_count(history: UserHistory, first: int, reached: int) -> int:
+    """Return how many of the events first..reached-1 counted, whatever came before them.
 
     Every event without an id did, and one of every id: that in the log, or the one it repeats.
     """
-    ids = [event_id for event_id in history.event_ids[:reached] if event_id]
-    return reached - len(ids) + len(set(ids))
+    events = history.event_ids[first:reached]
+    ids = [event_id for event_id in events if event_id]
+    return len(events) - len(ids) + len(set(ids))
 
 
 def due_count(history: UserHistory, log: PartitionLog, row: Row | None) -> int:
@@ -45,7 +51,7 @@ def due_count(history: UserHistory, log: PartitionLog, row: Row | None) -> int:
     Behind a row the stream takes an event for a repeat by the ids that the row has.
     """
     due = history.count_below(log.committed)
-    if row is not None and log.lacks_events:
+    if row is not None and (log.lacks_events or most_lacking(history, row)):
         ids = set(row.head["event_ids"].tolist()) - {0}
         reached = history.count_up_to(row.offset)
         while due > reached and history.event_ids[due - 1] in ids:

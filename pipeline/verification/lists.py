@@ -10,14 +10,11 @@ import msgspec
 from models.release import Release
 from pipeline.cluster.clients import Record
 from pipeline.errors import SwapRejected
+from pipeline.verification.commands import HEARD_WITHIN_MS, Told
 from pipeline.verification.oracle import UserHistory, UserOf, hash_of
 from pipeline.worker.releases import decode_announcement, open_announced
 
 logger = logging.getLogger(__name__)
-
-
-WITHDRAWN_MARGIN_MS = 600_000
-"""How long after a withdrawal a list may still hold the item: for clocks, and for what is late."""
 
 
 class _Item(msgspec.Struct, frozen=True, gc=False):
@@ -119,6 +116,7 @@ class OutputRules:
         barred: Items that were unavailable at some time, or may have been, so may be missing from a
             list.
         withdrawn: Items that the catalogue calls unavailable, and since when at the latest, in ms.
+        told: What the users topic says, by key.
         sampled: Users whose states and lists are computed anew; None: all.
     """
 
@@ -128,6 +126,7 @@ class OutputRules:
     most_ring: int
     barred: frozenset[str]
     withdrawn: Mapping[str, int]
+    told: Mapping[bytes, Told]
     sampled: frozenset[UserOf] | None
 
     def covers(self, user: UserOf) -> bool:
@@ -136,17 +135,23 @@ class OutputRules:
 
     def excluded(self, output: Output, withdrawn: Mapping[str, int]) -> list[str]:
         """Return the items of a list that were withdrawn long before it was made."""
-        since_ms = output.emitted_at_ms - WITHDRAWN_MARGIN_MS
+        since_ms = output.emitted_at_ms - HEARD_WITHIN_MS
         ids = (item.item_id for item in output.items)
         return [item for item in ids if withdrawn.get(item, since_ms) < since_ms]
 
-    def left_out(self, known: KnownRelease, history: UserHistory, count: int) -> list[int]:
-        """Return the indices of items that a list leaves out for what the user has seen."""
-        if not self.exclude_seen:
-            return []
-        index_of = known.index_of_hash
-        window = history.items[max(0, count - self.most_ring) : count]
-        return [index_of[item] for item in window if item in index_of]
+    def left_out(
+        self, known: KnownRelease, user: UserOf, history: UserHistory, count: int
+    ) -> list[int]:
+        """Return the indices of items that a list leaves out for what the user saw or blocked."""
+        left_out: list[int] = []
+        told = self.told.get(user[1])
+        if told is not None:
+            left_out += [known.index_of[item] for item in told.blocked & known.index_of.keys()]
+        if self.exclude_seen:
+            index_of = known.index_of_hash
+            window = history.items[max(0, count - self.most_ring) : count]
+            left_out += [index_of[item] for item in window if item in index_of]
+        return left_out
 
 
 def read_releases(announcements: Iterable[Record]) -> list[KnownRelease]:

@@ -1,7 +1,7 @@
 """What must have come of the interactions, worked out from the log alone with lists and dicts.
 
-Made to judge the stream, so it shares none of its code but the decoder of records, which is
-deterministic by contract. Knows no state, model or recommendation.
+Made to judge the stream, so it shares none of its code but the decoders of records and of commands,
+which are deterministic by contract. Knows no state, model or recommendation.
 """
 
 from array import array
@@ -17,6 +17,8 @@ from xxhash import xxh3_64_intdigest
 from pipeline.cluster.clients import Record
 from pipeline.errors import EventInvalid
 from pipeline.events import EventDecoder
+from pipeline.user_commands import is_forgotten
+from pipeline.verification.commands import Told
 from state.row import EVENT_IDS
 
 UserOf = tuple[int, bytes]
@@ -38,9 +40,20 @@ class UserHistory:
         times_ms: When each happened.
         event_ids: Hash of each event's own id; 0 for none.
         repeats: Offsets of the records that do not count, since their ids are among the last ones.
+        deletable: So many of the first events may have gone with a state of the user that was
+            deleted since it held what was to be forgotten.
     """
 
-    __slots__ = ("_recent", "event_ids", "items", "number", "offsets", "repeats", "times_ms")
+    __slots__ = (
+        "_recent",
+        "deletable",
+        "event_ids",
+        "items",
+        "number",
+        "offsets",
+        "repeats",
+        "times_ms",
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -49,6 +62,7 @@ class UserHistory:
         self.times_ms = array("q")
         self.event_ids = array("Q")
         self.repeats: Sequence[int] = ()
+        self.deletable = 0
         self._recent: deque[int] | None = None
 
     def __len__(self) -> int:
@@ -68,6 +82,10 @@ class UserHistory:
         self.times_ms.append(time_ms)
         self.event_ids.append(event_id)
         return True
+
+    def note_deletable(self) -> None:
+        """Note that the last event may have gone with a deleted state, if all before it may."""
+        self.deletable += self.deletable == len(self) - 1
 
     def _add_repeat(self, offset: int) -> None:
         if not isinstance(self.repeats, array):  # most users have none
@@ -134,6 +152,7 @@ class PartitionLog:
         duplicate: Those whose event id makes them repeats.
         skipped: Those whose event type does not count.
         dead: Those that are no events.
+        forgotten: Those from before the time up to which their user is forgotten.
         pending: Records from `committed` on.
     """
 
@@ -146,13 +165,15 @@ class PartitionLog:
     duplicate: int = 0
     skipped: int = 0
     dead: int = 0
+    forgotten: int = 0
     pending: int = 0
 
     @property
     def without_record(self) -> int:
         """Offsets below `committed` with no record: of transactions, or removed by compaction."""
         reached = max(self.first, min(self.committed, self.end))
-        return reached - self.first - self.applied - self.duplicate - self.skipped - self.dead
+        events = self.applied + self.duplicate + self.forgotten
+        return reached - self.first - events - self.skipped - self.dead
 
     @property
     def beyond_end(self) -> int:
@@ -182,14 +203,18 @@ class LogOracle:
     Attributes:
         decoder: Reads records.
         partitions: What is known of each partition.
+        told: What the users topic says, by key.
         users: Every user with an event that counts.
+        forgotten: By user, the offsets of events that are forgotten.
         dead: Records that are no events, by (partition, offset).
-        items: Hashes of all items of events that count.
+        items: Hashes of all items of events; what is forgotten of a user was popular all the same.
     """
 
     decoder: EventDecoder
     partitions: Mapping[int, PartitionLog]
+    told: Mapping[bytes, Told] = field(default_factory=dict)
     users: dict[UserOf, UserHistory] = field(default_factory=dict)
+    forgotten: dict[UserOf, "array[int]"] = field(default_factory=dict)
     dead: dict[tuple[int, int], DeadRecord] = field(default_factory=dict)
     items: set[int] = field(default_factory=set)
     _hashes: dict[str, int] = field(default_factory=dict)
@@ -216,11 +241,20 @@ class LogOracle:
             item = self._hashes[event.item_id] = hash_of(event.item_id)
             self.items.add(item)
         user = record.partition, event.user_key
+        told = self.told.get(event.user_key)
+        if told is not None and is_forgotten(
+            told.forget_before_ms, event.timestamp_ms, record.timestamp
+        ):
+            log.forgotten += is_due
+            self.forgotten.setdefault(user, array("q")).append(record.offset)
+            return
         history = self.users.get(user)
         if history is None:
             history = self.users[user] = UserHistory(len(self.users))
         event_id = 0 if event.event_id is None else hash_of(event.event_id)
         if history.add(record.offset, item, event.timestamp_ms, event_id):
             log.applied += is_due
+            if told is not None and told.forgets and record.timestamp < told.settled_ms:
+                history.note_deletable()
         else:
             log.duplicate += is_due

@@ -1,16 +1,18 @@
 """Recommendations against the log and the releases that they name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from pipeline.cluster.clients import Record
 from pipeline.verification.changelog import Row, Rows
-from pipeline.verification.doubt import due_count
+from pipeline.verification.commands import HEARD_WITHIN_MS, Told
+from pipeline.verification.doubt import due_count, most_lacking
 from pipeline.verification.lists import KnownRelease, ListLog, Output, OutputRules
 from pipeline.verification.oracle import LogOracle, UserHistory, UserOf, hash_of
 from pipeline.verification.report import Findings, Kind
+from pipeline.verification.rows import TO_BE_FORGOTTEN
 
 Problem = tuple[Kind, str, object, object]
 """What kind of wrong, what, what was expected, and what there is."""
@@ -43,10 +45,13 @@ class OutputCheck:
         by_version: Announced releases.
         rules: See there.
         findings: Takes what is wrong.
+        now_ms: When the users topic was read.
 
     Attributes:
         checked: Recommendations looked at.
-        unverifiable: Those that rest on what is gone, and users whose answer may have been removed.
+        unverifiable: Those that rest on what is gone or were made before their user's command was
+            surely heard, and users whose answer may have been removed.
+        unforgotten: Those that reflect what was to be forgotten.
         lists: By weights id, the lists to compute anew.
     """
 
@@ -57,9 +62,11 @@ class OutputCheck:
         by_version: Mapping[int, KnownRelease],
         rules: OutputRules,
         findings: Findings,
+        now_ms: int,
     ) -> None:
         self._oracle = oracle
         self._rows = rows
+        self._new_from_ms = now_ms - HEARD_WITHIN_MS  # a command of now can hold for later ones
         self._by_version = by_version
         self._rules = rules
         self._findings = findings
@@ -68,12 +75,17 @@ class OutputCheck:
         self._ahead: list[tuple[int, int]] = []
         self._unheard: list[tuple[int, int, int]] = []
         self._with_excluded: list[Output] = []
+        self._new: list[tuple[UserOf, int, Problem]] = []
+        self._last_early: dict[UserOf, Output] = {}
         self._log_is_whole = not any(log.lacks_events for log in oracle.partitions.values())
-        self.checked = self.unverifiable = 0
+        self.checked = self.unverifiable = self.unforgotten = 0
         self.lists: dict[int, ListLog] = {}
 
     def take(self, record: Record) -> None:
-        """Check one recommendation; a null one (its user was deleted) says nothing."""
+        """Check one recommendation; a null one takes back those before."""
+        user = record.partition, record.key or b""
+        if self._last_early:
+            self._last_early.pop(user, None)
         if record.value is None:
             return
         self.checked += 1
@@ -85,10 +97,18 @@ class OutputCheck:
                 Kind.OUTPUT, record.partition, -1, what, "one of the documented form", error
             )
             return
-        problem = self._check((record.partition, record.key or b""), output)
-        if problem is not None:
-            kind, what, expected, got = problem
-            self._findings.add(kind, record.partition, output.event.offset, what, expected, got)
+        problem = self._check(user, output)
+        if problem is None:
+            return
+        if output.emitted_at_ms < self._new_from_ms:
+            self._add(user, output.event.offset, problem)
+        else:
+            self._new.append((user, output.event.offset, problem))
+
+    def _add(self, user: UserOf, offset: int, problem: Problem) -> None:
+        kind, what, expected, got = problem
+        self.unforgotten += what.endswith(TO_BE_FORGOTTEN)
+        self._findings.add(kind, user[0], offset, what, expected, got)
 
     def _check(self, user: UserOf, output: Output) -> Problem | None:
         """Return the first thing that is wrong."""
@@ -105,10 +125,20 @@ class OutputCheck:
             self._with_excluded.append(output)
         answer = self._answers.setdefault(user, _Answer())
         answer.offset = max(answer.offset, event.offset)
+        told = self._told(user)
+        if told is not None and output.emitted_at_ms < told.settled_ms:
+            self.unverifiable += 1
+            if told.forgets:
+                self._last_early[user] = output
+            return None
+        if self._is_forgotten(user, output):
+            what, got = f"event {TO_BE_FORGOTTEN}", f"offset {event.offset}"
+            return Kind.OUTPUT, what, "one that is left", got
         history, row = self._oracle.users.get(user), self._rows.newest.get(user)
         count = 0 if history is None else history.count_up_to(event.offset)
         if history is None or not history.ends_at(count, event.offset):
-            if event.offset < log.first or log.lacks_middle:
+            is_repeat = history is not None and self._may_count_repeats(user, history, event.offset)
+            if event.offset < log.first or log.lacks_middle or is_repeat:
                 self.unverifiable += 1
                 return None
             return Kind.OUTPUT, "event", "one of the user that counts", f"offset {event.offset}"
@@ -118,7 +148,7 @@ class OutputCheck:
         gone = self._gone(user, row)
         if gone is not None and output.history_length != count + gone:
             return Kind.OUTPUT, "history_length", count + gone, output.history_length
-        problem = self._check_list(history, output, count)
+        problem = self._check_list(user, history, output, count)
         if problem is not None:
             return problem
         if row is not None and row.offset == event.offset:
@@ -130,14 +160,40 @@ class OutputCheck:
 
     def _gone(self, user: UserOf, row: Row | None) -> int | None:
         """Return how many of the user's events the log lacks; None where that is not known."""
-        log = self._oracle.partitions[user[0]]
+        log, told = self._oracle.partitions[user[0]], self._told(user)
+        forgets = told is not None and told.forgets
         if user in self._rows.deleted or (row is not None and row.reborn):
-            return None
-        if log.lacks_events:
+            return 0 if forgets and row is not None and row.gone == 0 else None
+        if log.lacks_events or forgets:
             return None if row is None else row.gone
         return 0
 
-    def _check_list(self, history: UserHistory, output: Output, count: int) -> Problem | None:
+    def _told(self, user: UserOf) -> Told | None:
+        return self._oracle.told.get(user[1])
+
+    def _is_forgotten(self, user: UserOf, output: Output) -> bool:
+        """Tell whether a recommendation reflects an event that was to be forgotten."""
+        told = self._told(user)
+        if told is None or not told.forget_before_ms:
+            return False
+        event = output.event
+        is_before = event.timestamp_ms < told.forget_before_ms
+        return is_before or event.offset in self._oracle.forgotten.get(user, ())
+
+    def _unremembered(self, user: UserOf, history: UserHistory) -> int:
+        """Return how many of the user's first events may have gone with a deleted state."""
+        row = self._rows.newest.get(user)
+        if row is None:
+            return len(history) if user in self._rows.deleted else history.deletable
+        return most_lacking(history, row) if row.gone is None else max(0, -row.gone)
+
+    def _may_count_repeats(self, user: UserOf, history: UserHistory, offset: int) -> bool:
+        """Tell whether a record's id may have counted, since the one it repeats had gone."""
+        return offset in history.repeats and self._unremembered(user, history) > 0
+
+    def _check_list(
+        self, user: UserOf, history: UserHistory, output: Output, count: int
+    ) -> Problem | None:
         """Check what any list has to keep to."""
         ids = {item.item_id for item in output.items}
         if len(ids) < len(output.items):
@@ -145,8 +201,12 @@ class OutputCheck:
         most = max(self._rules.sizes)
         if len(ids) > most:
             return Kind.OUTPUT, "items", f"at most {most}", len(ids)
+        told = self._told(user)
+        if told is not None and (blocked := sorted(ids & told.blocked)):
+            return Kind.OUTPUT, "items", "none that its user has blocked", ", ".join(blocked)
         if self._rules.exclude_seen:
-            remembered = set(history.items[max(0, count - self._rules.least_ring) : count])
+            first = max(count - self._rules.least_ring, self._unremembered(user, history), 0)
+            remembered = set(history.items[first:count])
             seen = sorted(item for item in ids if hash_of(item) in remembered)
             if seen:
                 return Kind.OUTPUT, "items", "none that its user has seen", ", ".join(seen)
@@ -184,7 +244,7 @@ class OutputCheck:
             return Kind.OUTPUT, f"item of release {version}", "one that it knows", unknown
         if len(items) not in self._rules.sizes:
             barred = {known.index_of[item] for item in self._rules.barred & known.index_of.keys()}
-            out = barred.union(self._rules.left_out(known, history, count))
+            out = barred.union(self._rules.left_out(known, user, history, count))
             least = min(max(self._rules.sizes), len(known.index_of) - len(out))
             if len(items) < least:
                 return Kind.SHORT, "items", least, len(items)
@@ -236,6 +296,7 @@ class OutputCheck:
         output_first: Mapping[int, int],
         announced: set[int],
         withdrawn: Mapping[str, int],
+        changed: Collection[bytes],
     ) -> None:
         """Find what all outputs together tell.
 
@@ -244,7 +305,16 @@ class OutputCheck:
             output_first: The first offset that still exists of the recommendations, by partition.
             announced: Versions of all releases that were announced by now.
             withdrawn: Items that are unavailable by now, and since when at the latest, in ms.
+            changed: Keys of users of whom something else holds by now.
         """
+        for user, offset, problem in self._new:
+            if user[1] in changed:
+                self.unverifiable += 1
+            else:
+                self._add(user, offset, problem)
+        for user, output in self._last_early.items():
+            if user[1] not in changed:
+                self._check_last_early(user, output)
         for output in self._with_excluded:
             if items := self._rules.excluded(output, withdrawn):
                 what, expected = "items", "none that was withdrawn long before"
@@ -263,11 +333,22 @@ class OutputCheck:
             log = self._oracle.partitions[user[0]]
             answer = self._answers.get(user)
             due = due_count(history, log, self._rows.newest.get(user))
-            if due and user not in self._rows.deleted:
+            is_excused = user in self._rows.deleted or user[1] in changed
+            if due > history.deletable and not is_excused:
                 self._check_answered(user[0], history.offsets[due - 1], answer, output_first)
             if answer is not None:
                 is_at_rest = log.committed >= ends[user[0]]
                 self._check_at_row(user, answer, is_at_rest=is_at_rest)
+
+    def _check_last_early(self, user: UserOf, output: Output) -> None:
+        """Check what stands last under a user's key though a command came after it."""
+        told = self._told(user)
+        if told is None or not told.is_settled or not self._is_forgotten(user, output):
+            return
+        self.unverifiable -= 1
+        what, got = f"last recommendation {TO_BE_FORGOTTEN}", "one that reflects such events"
+        problem = Kind.OUTPUT, what, "a null value, or one of later events", got
+        self._add(user, output.event.offset, problem)
 
     def _check_answered(
         self, partition: int, due: int, answer: _Answer | None, output_first: Mapping[int, int]

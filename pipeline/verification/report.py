@@ -28,7 +28,7 @@ class Kind(StrEnum):
     """A user whose last event was answered with nothing."""
 
     OUTPUT = "output_wrong"
-    """A recommendation that is not well made."""
+    """A recommendation that is not well made, or should have been taken back."""
 
     SHORT = "output_short"
     """A recommendation with fewer items than there could be."""
@@ -107,6 +107,8 @@ class OffsetCounts:
     """Events whose id was among their user's last ones."""
     skipped: int
     """Events whose type does not count."""
+    forgotten: int
+    """Events from before the time up to which their user is forgotten."""
     dead: int
     """Records that are no events, and are in the dead-letter topic."""
     without_record: int
@@ -132,7 +134,8 @@ class OutputCounts:
     wrong: int
     """Not well made: repeated, unknown or excluded items, an unknown release, a false event."""
     unverifiable: int
-    """Cannot be judged: events, release or state that they rest on are gone."""
+    """Cannot be judged: events, release or state that they rest on are gone, or they were made
+    before a later command about their user was surely heard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +153,20 @@ class VerifyReport:
     states_different: int
     """Of these, those that differ by more than the tolerance."""
     states_unverifiable: int
-    """Rows that cannot be judged: events they rest on, or their release, are gone."""
+    """Rows that cannot be judged: events they rest on, or their release, are gone, or a command to
+    forget their user is too new."""
     max_abs_diff: float
     """Largest difference of a state's number, taken of its largest where that exceeds 1."""
     max_abs_diff_at: tuple[int, int] | None
     """Partition, and offset of the last event, of the state that has it."""
     offsets: OffsetCounts
     outputs: OutputCounts
+    users_told: int
+    """Users whom the users topic names."""
+    users_forgotten: int
+    """Of these, those who are to be forgotten up to some time."""
+    unforgotten: int
+    """Of the wrong rows and recommendations, those that hold what was to be forgotten."""
     stale: int
     """Recommendations that the weights they name would not have made."""
     dead_letters_wrong: int

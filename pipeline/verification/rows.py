@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.verification.changelog import Row, Rows
-from pipeline.verification.doubt import doubtful_count, due_count, least_count
+from pipeline.verification.commands import Told
+from pipeline.verification.doubt import doubtful_count, due_count, least_count, most_lacking
 from pipeline.verification.oracle import LogOracle, UserHistory, UserOf
 from pipeline.verification.report import Findings, Kind
 
 Problem = tuple[str, object, object]
 """What is wrong, what was expected, and what there is."""
+
+TO_BE_FORGOTTEN = "of a user who was to be forgotten"
+"""How the first word of a problem goes on where it is that somebody is not forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,8 @@ class RowCheck:
 
     Attributes:
         missing: Events below the committed offsets that a state lacks.
-        unverifiable: Users whose row rests on events that are gone.
+        unverifiable: Users whose row rests on events that are gone, or who are being forgotten.
+        unforgotten: Rows that hold what was to be forgotten.
         tasks: Hidden states to compute.
     """
 
@@ -46,7 +51,7 @@ class RowCheck:
         self._rows = rows
         self._least_ring = least_ring
         self._findings = findings
-        self.missing = 0
+        self.missing = self.unforgotten = 0
         self.unverifiable: set[UserOf] = set()
         self.tasks: list[StateTask] = []
 
@@ -65,6 +70,7 @@ class RowCheck:
             row.gone = None
             return
         self._drop_task(user)
+        self.unforgotten += any(what.endswith(TO_BE_FORGOTTEN) for what, _, _ in problems)
         for nth, (what, expected, got) in enumerate(problems):
             count = int(nth == 0)  # a row is wrong once
             self._findings.add(Kind.ROW, user[0], row.offset, what, expected, got, count=count)
@@ -99,24 +105,30 @@ class RowCheck:
     def _may_count(self, user: UserOf, row: Row, history: UserHistory, reached: int) -> bool:
         """Tell whether a row may count as many events as it does, for what is gone."""
         count, log = int(row.head["event_count"]), self._oracle.partitions[user[0]]
-        if row.reborn:
-            is_too_many = count > reached + len(history.repeats)
-            return log.lacks_events or not is_too_many
-        return count >= least_count(history, reached)
+        is_too_many = count > reached + len(history.repeats)
+        if is_too_many and not log.lacks_events:
+            return False
+        return count >= least_count(history, most_lacking(history, row), reached)
 
     def _is_open(self, user: UserOf, row: Row) -> bool:
         """Tell whether the row may rightly count other events than the log holds."""
-        return self._oracle.partitions[user[0]].lacks_events or row.reborn
+        history = self._oracle.users[user]
+        lacks_events = self._oracle.partitions[user[0]].lacks_events
+        return lacks_events or most_lacking(history, row) > 0
+
+    def _is_in_flux(self, told: Told | None) -> bool:
+        """Tell whether the user's state may be deleted just now."""
+        return told is not None and told.forgets and not told.is_settled
 
     def _check_progress(self, user: UserOf, history: UserHistory) -> None:
         """Find events that were answered for and that the row has not reached."""
         partition, row = user[0], self._rows.newest.get(user)
         due = due_count(history, self._oracle.partitions[partition], row)
-        if not due or user in self._rows.deleted:
+        if not due or user in self._rows.deleted or self._is_in_flux(self._told(user)):
             return
         if row is not None and row.damaged:
             return
-        reached = 0 if row is None else history.count_up_to(row.offset)
+        reached = history.deletable if row is None else history.count_up_to(row.offset)
         if reached < due:
             self.missing += due - reached
             self._findings.add(
@@ -139,23 +151,29 @@ class RowCheck:
             return [("partition", "one that the interactions have", partition)]
         if int(head["partition"]) != partition:
             return [("partition", partition, int(head["partition"]))]
+        if self._is_in_flux(self._told(user)):
+            self.unverifiable.add(user)
+            return []
+        problems = self._check_forgotten(user, row)
         reached = 0 if history is None else history.count_up_to(row.offset)
         if history is None or not history.ends_at(reached, row.offset):
             if row.offset < log.first or log.lacks_middle:
                 self.unverifiable.add(user)
-                return []
-            return [("offset", "that of an event of the user that counts", row.offset)]
+                return problems
+            what = self._words("offset", user, row.offset in self._oracle.forgotten.get(user, ()))
+            return [*problems, (what, "that of an event of the user that counts", row.offset)]
         count = int(head["event_count"])
-        gone = count - reached
-        problems = self._check_time(row, history, reached)
+        gone, lacking = count - reached, most_lacking(history, row)
+        problems += self._check_time(row, history, reached)
         if log.lacks_middle and gone > 0:
             self.unverifiable.add(user)
             return problems
-        if (gone > 0 and not log.lacks_front) or (gone < 0 and not row.reborn):
-            least = least_count(history, reached) if self._is_open(user, row) else reached
-            if count < least and not row.reborn:
+        if (gone > 0 and not log.lacks_front) or gone < -lacking:
+            is_open = self._is_open(user, row)
+            least = least_count(history, lacking, reached) if is_open else reached
+            if count < least:
                 self._miss_within(partition, row, least - count)
-            return [*problems, ("event_count", reached, count)]
+            return [*problems, (self._words("event_count", user, gone > 0), reached, count)]
         row.gone = gone
         return [
             *problems,
@@ -163,6 +181,24 @@ class RowCheck:
             *self._check_event_ids(row, history, reached),
             *self._check_state(user, row, reached),
         ]
+
+    def _told(self, user: UserOf) -> Told | None:
+        return self._oracle.told.get(user[1])
+
+    def _check_forgotten(self, user: UserOf, row: Row) -> list[Problem]:
+        """Check that the row was begun when its user was forgotten, if the user was to be."""
+        told = self._told(user)
+        expected = 0 if told is None else told.forget_before_ms
+        got = int(row.head["forgotten_before_ms"])
+        if got == expected:
+            return []
+        return [(self._words("forgotten_before_ms", user, got < expected), expected, got)]
+
+    def _words(self, what: str, user: UserOf, is_unforgotten: bool) -> str:
+        """Name a problem, and tell where it is that a user is not forgotten."""
+        told = self._told(user)
+        is_unforgotten = is_unforgotten and told is not None and told.forget_before_ms > 0
+        return f"{what} {TO_BE_FORGOTTEN}" if is_unforgotten else what
 
     def _miss_within(self, partition: int, row: Row, count: int) -> None:
         self.missing += count

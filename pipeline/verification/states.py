@@ -1,7 +1,7 @@
 """Hidden states and lists against full scans over the log, release by release."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.verification.lists import KnownRelease, ListLog, OutputRules
-from pipeline.verification.oracle import LogOracle, UserHistory, UserOf
+from pipeline.verification.oracle import LogOracle, UserOf
 from pipeline.verification.report import Findings, Kind
 from pipeline.verification.rescan import Rescan, Scanned, Stretch
 from pipeline.verification.rows import StateTask
@@ -64,6 +64,7 @@ class StateCheck:
         states: Hidden states compared.
         lists: Lists compared.
         unverifiable: Users whose row's release cannot be read any more.
+        passed_over: Lists of users of whom something else was told meanwhile.
         max_abs_diff: Largest `state_difference`.
         max_abs_diff_at: Partition and offset of its row.
     """
@@ -79,13 +80,26 @@ class StateCheck:
         self._rules = rules
         self._findings = findings
         self._users = list(oracle.users.items())
-        self.states = self.lists = 0
+        self._changed: Collection[bytes] = ()
+        self.states = self.lists = self.passed_over = 0
         self.unverifiable: set[UserOf] = set()
         self.max_abs_diff = 0.0
         self.max_abs_diff_at: tuple[int, int] | None = None
 
-    def run(self, tasks: Sequence[StateTask], lists: Mapping[int, ListLog]) -> None:
-        """Compare states, and lists by the id of their weights."""
+    def run(
+        self,
+        tasks: Sequence[StateTask],
+        lists: Mapping[int, ListLog],
+        changed: Collection[bytes] = (),
+    ) -> None:
+        """Compare states, and lists by the id of their weights.
+
+        Args:
+            tasks: States.
+            lists: Lists.
+            changed: Keys of users whose lists are passed over.
+        """
+        self._changed = changed
         by_weights: dict[int, list[StateTask]] = {}
         for task in tasks:
             if self._rules.covers(task.user) and self._names_a_release(task):
@@ -134,6 +148,9 @@ class StateCheck:
         jobs: list[_Job] = []
         for user, history in self._users:
             task, lists = task_of.get(user), lists_of.get(history.number, _NONE)
+            if user[1] in self._changed:
+                self.passed_over += len(lists)
+                lists = _NONE
             if task is None and not len(lists):
                 continue
             items = np.array([index_of.get(item, 0) for item in history.items], np.int64)
@@ -212,14 +229,14 @@ class StateCheck:
 
     def _left_out(self, known: KnownRelease, log: ListLog, rows: Ints) -> Ints:
         """Return items (m, n) that may be missing from each list; 0 for none."""
-        if not self._rules.exclude_seen:
+        if not (self._rules.exclude_seen or self._rules.told):
             return np.zeros((len(rows), 1), np.int64)
-        seen: list[list[int]] = []
+        left_out: list[list[int]] = []
         for row in rows.tolist():
-            history: UserHistory = self._users[log.user[row]][1]
-            seen.append(self._rules.left_out(known, history, log.count[row]))
-        table = np.zeros((len(rows), max(map(len, seen)) + 1), np.int64)
-        for nth, items in enumerate(seen):
+            user, history = self._users[log.user[row]]
+            left_out.append(self._rules.left_out(known, user, history, log.count[row]))
+        table = np.zeros((len(rows), max(map(len, left_out)) + 1), np.int64)
+        for nth, items in enumerate(left_out):
             table[nth, : len(items)] = items
         return table
 

@@ -1,12 +1,13 @@
 """`lrurec verify`: proof, from the topics alone, that every promise held up to what is committed.
 
-An oracle beside the stream, which shares with it the decoder of records, the codec of rows and the
-reading of releases, and nothing else: it applies the log with lists and dicts, scans every history
-anew, and scores every item for every list that it can.
+An oracle beside the stream, which shares with it the decoders of records and of commands, the codec
+of rows and the reading of releases, and nothing else: it applies the log with lists and dicts,
+scans every history anew, and scores every item for every list that it can.
 
-A stream may run meanwhile. What was committed is asked for first, then rows, interactions and
-recommendations are read, each to its end: so everything that a commit promises is there, and events
-are there for all that a row tells. What is too new to be judged is left out.
+A stream may run meanwhile. What was committed is asked for first, then rows, what is told of users,
+interactions and recommendations are read, each to its end: so everything that a commit promises is
+there, and commands and events are there for all that a row tells. What is too new to be judged is
+left out.
 
 Rows and recommendations are judged by the settings, which have to be the worker's.
 """
@@ -18,6 +19,7 @@ from pipeline.cluster.topics import changelog_name
 from pipeline.events import EventDecoder
 from pipeline.settings import Settings
 from pipeline.verification.changelog import Rows, read_rows
+from pipeline.verification.commands import Told, changed_users, read_users
 from pipeline.verification.letters import LetterCheck
 from pipeline.verification.lists import (
     KnownRelease,
@@ -40,6 +42,7 @@ def verify(
     *,
     sample: int | None = None,
     topics: Topics | None = None,
+    now_ms: int | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> VerifyReport:
     """Check everything.
@@ -49,6 +52,7 @@ def verify(
         sample: Compute the states and lists of so many users only, chosen by a hash; None: of all.
             Everything else is checked of every user.
         topics: What to read; None: the cluster of the settings.
+        now_ms: What time it is, milliseconds since 1970; None: ask the clock.
         on_stage: Told what is being done.
 
     Raises:
@@ -57,11 +61,15 @@ def verify(
         state.errors.StateFormatUnknown: A row is of a later format.
     """
     topics = topics or KafkaTopics(settings)
-    return _Verification(settings, topics, on_stage).run(sample)
+    now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    return _Verification(settings, topics, now_ms, on_stage).run(sample)
 
 
 class _Verification:
-    def __init__(self, settings: Settings, topics: Topics, on_stage: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, topics: Topics, now_ms: int, on_stage: Callable[[str], None]
+    ) -> None:
+        self._now_ms = now_ms
         self._settings = settings
         self._names = settings.topics
         self._topics = topics
@@ -75,8 +83,9 @@ class _Verification:
         self._on_stage("reading state rows")
         changelog = changelog_name(self._settings.worker.app_id)
         rows = read_rows(topics.read(changelog))
+        told = self._read_users(rows)
         self._on_stage("reading interactions")
-        oracle = self._read_log(committed, rows)
+        oracle = self._read_log(committed, rows, told)
         self._on_stage("reading dead letters")
         letters = self._check_letters(oracle)
         self._on_stage("reading recommendations")
@@ -84,10 +93,10 @@ class _Verification:
         rules = self._rules(rows, oracle, releases, sample)
         row_check = RowCheck(oracle, rows, least_ring=rules.least_ring, findings=findings)
         row_check.run()
-        outputs = self._check_outputs(oracle, rows, releases, rules)
+        outputs, changed = self._check_outputs(oracle, rows, releases, rules)
         self._on_stage("computing states and lists anew")
         states = StateCheck(oracle, releases, rules, findings)
-        states.run(row_check.tasks, outputs.lists)
+        states.run(row_check.tasks, outputs.lists, changed)
         counts, unverifiable = findings.counts, row_check.unverifiable | states.unverifiable
         return VerifyReport(
             users=len(oracle.users),
@@ -105,8 +114,11 @@ class _Verification:
                 short=counts[Kind.SHORT],
                 missing=counts[Kind.NO_OUTPUT],
                 wrong=counts[Kind.OUTPUT],
-                unverifiable=outputs.unverifiable,
+                unverifiable=outputs.unverifiable + states.passed_over,
             ),
+            users_told=len(told),
+            users_forgotten=sum(user.forget_before_ms > 0 for user in told.values()),
+            unforgotten=row_check.unforgotten + outputs.unforgotten,
             stale=counts[Kind.STALE],
             dead_letters_wrong=counts[Kind.LETTER],
             dead_letters_unverifiable=letters.unverifiable,
@@ -121,7 +133,12 @@ class _Verification:
         without = {user[0] for user in rows.newest} - committed.keys()
         return without - self._topics.committed_offsets().keys() if without else without
 
-    def _read_log(self, committed: Mapping[int, int], rows: Rows) -> LogOracle:
+    def _read_users(self, rows: Rows) -> dict[bytes, Told]:
+        return read_users(self._topics.read(self._names.users), rows.forgotten, self._now_ms)
+
+    def _read_log(
+        self, committed: Mapping[int, int], rows: Rows, told: Mapping[bytes, Told]
+    ) -> LogOracle:
         topics, name = self._topics, self._names.interactions
         first, end = topics.first_offsets(name), topics.end_offsets(name)
         is_compacted = topics.is_compacted(name)
@@ -135,7 +152,7 @@ class _Verification:
             )
             for p in first
         }
-        oracle = LogOracle(EventDecoder(self._settings.fields), partitions)
+        oracle = LogOracle(EventDecoder(self._settings.fields), partitions, told)
         for record in topics.read(name):
             if record.offset < partitions[record.partition].end:
                 oracle.take(record)
@@ -160,6 +177,7 @@ class _Verification:
             most_ring=max(rings),
             barred=barred_items(self._topics.read(self._names.items)),
             withdrawn=withdrawn_items(self._topics.read(self._names.items)),
+            told=oracle.told,
             sampled=sampled,
         )
 
@@ -174,17 +192,20 @@ class _Verification:
 
     def _check_outputs(
         self, oracle: LogOracle, rows: Rows, releases: Sequence[KnownRelease], rules: OutputRules
-    ) -> OutputCheck:
+    ) -> tuple[OutputCheck, frozenset[bytes]]:
+        """Check recommendations; also returns the users of whom something was told meanwhile."""
         topics, names = self._topics, self._names
         by_version = {known.version: known for known in releases}
-        check = OutputCheck(oracle, rows, by_version, rules, self._findings)
+        check = OutputCheck(oracle, rows, by_version, rules, self._findings, self._now_ms)
         first = topics.first_offsets(names.recommendations)
         for record in topics.read(names.recommendations):
             check.take(record)
         announced = announced_versions(topics.read(names.models))
         withdrawn = withdrawn_items(topics.read(names.items))
-        check.finish(topics.end_offsets(names.interactions), first, announced, withdrawn)
-        return check
+        changed = changed_users(oracle.told, self._read_users(rows))
+        ends = topics.end_offsets(names.interactions)
+        check.finish(ends, first, announced, withdrawn, changed)
+        return check, changed
 
     def _count_offsets(
         self, oracle: LogOracle, missing_events: int, missing_letters: int
@@ -216,6 +237,7 @@ class _Verification:
             applied=sum(log.applied for _, log in logs) - missing_events,
             duplicate=sum(log.duplicate for _, log in logs),
             skipped=sum(log.skipped for _, log in logs),
+            forgotten=sum(log.forgotten for _, log in logs),
             dead=sum(log.dead for _, log in logs) - missing_letters,
             without_record=sum(log.without_record for _, log in logs),
             missing=missing_events + missing_letters + lost,

@@ -62,12 +62,23 @@ def _promises(report: VerifyReport) -> Iterator[tuple[str, bool, str]]:
         not (outputs.short or outputs.wrong),
         f"{outputs.checked:,} recommendations, {outputs.short:,} short, {outputs.wrong:,} wrong",
     )
+    if report.users_forgotten:
+        yield (
+            "A forgotten user stays forgotten",
+            not report.unforgotten,
+            f"{report.users_forgotten:,} users, {offsets.forgotten:,} of their events left out; "
+            f"{report.unforgotten:,} states and recommendations hold what was to be forgotten",
+        )
 
 
 def _unjudged(report: VerifyReport) -> Iterator[str]:
     reasons = {
-        "states whose events or release are gone": report.states_unverifiable,
-        "recommendations whose events, release or state are gone": report.outputs.unverifiable,
+        "states whose events or release are gone, or whose user is just being forgotten": (
+            report.states_unverifiable
+        ),
+        "recommendations whose events, release or state are gone, or from before a command": (
+            report.outputs.unverifiable
+        ),
         "records whose dead letters retention may have removed": report.dead_letters_unverifiable,
         "partitions with states and without a committed offset": report.partitions_uncommitted,
         "announced releases that cannot be read": report.releases_unreadable,

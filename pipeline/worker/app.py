@@ -21,7 +21,12 @@ import uvloop
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
-from pipeline.cluster.clients import aiokafka_options, faust_credentials, read_partitions
+from pipeline.cluster.clients import (
+    Record,
+    aiokafka_options,
+    faust_credentials,
+    read_partitions,
+)
 from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics, topic_id
 from pipeline.engine.app import EngineApp, create_engine_app
 from pipeline.engine.compat import check_versions
@@ -37,6 +42,7 @@ from pipeline.worker.recommend import RecommendationProcessor
 from pipeline.worker.releases import TopicFollower
 from pipeline.worker.served_model import ModelHolder, choose_device
 from pipeline.worker.start_watch import StartWatch
+from pipeline.worker.users import Users
 from state.rocks import RocksStore
 from state.store import StateStore
 
@@ -79,6 +85,7 @@ def create_app(
     store: StateStore,
     holder: ModelHolder,
     catalogue: Catalogue,
+    users: Users,
     metrics: Metrics,
     *,
     partitions: int,
@@ -91,12 +98,13 @@ def create_app(
         store: Keeps the rows.
         holder: The model that serves and the one that will.
         catalogue: What may not be recommended now.
+        users: Who is forgotten, and whose items are blocked.
         metrics: Counts what happens.
         partitions: Partition count of the interactions topic.
         at_stage: For crash tests: told every stage of a batch and of a checkpoint that is reached.
     """
     device = choose_device(settings.worker.device)
-    processor = RecommendationProcessor(settings, store, holder, catalogue, metrics, device)
+    processor = RecommendationProcessor(settings, store, holder, catalogue, users, metrics, device)
     kafka = settings.kafka
     app = create_engine_app(
         engine_options(settings),
@@ -231,8 +239,16 @@ def create_worker(
         metrics.watch_store(store.stats)
         swapper = Swapper(settings, metrics)
         models_from = swapper.catch_up()
-        catalogue = Catalogue()
-        items_from = _read_catalogue(settings, catalogue)
+        catalogue, users, topics = Catalogue(), Users(), settings.topics
+
+        def take_release(record: Record) -> None:
+            swapper.apply(record.key, record.value)
+
+        def take_item(record: Record) -> None:
+            catalogue.apply(record.key, record.value)
+
+        items_from = _read_topic(settings, topics.items, take_item)
+        users_from = _read_topic(settings, topics.users, users.hear)
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         app = create_app(
@@ -240,6 +256,7 @@ def create_worker(
             store,
             swapper.holder,
             catalogue,
+            users,
             metrics,
             partitions=partitions,
             at_stage=at_stage,
@@ -257,8 +274,9 @@ def create_worker(
         if server is not None:
             closers.append(server.close)
         followers = [
-            TopicFollower(settings, settings.topics.models, swapper.apply, models_from),
-            TopicFollower(settings, settings.topics.items, catalogue.apply, items_from),
+            TopicFollower(settings, topics.models, take_release, models_from),
+            TopicFollower(settings, topics.items, take_item, items_from),
+            TopicFollower(settings, topics.users, users.hear, users_from),
         ]
         for follower in followers:
             follower.start()
@@ -279,13 +297,13 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _read_catalogue(settings: Settings, catalogue: Catalogue) -> dict[int, int]:
-    """Read the items topic to its present end; where to follow it from."""
+def _read_topic(settings: Settings, topic: str, take: Callable[[Record], None]) -> dict[int, int]:
+    """Read a small topic to its present end; where to follow it from."""
     following: dict[int, int] = {}
-    for record in read_partitions(settings.kafka, settings.topics.items):
+    for record in read_partitions(settings.kafka, topic):
         following[record.partition] = record.offset + 1
         try:
-            catalogue.apply(record.key, record.value)
+            take(record)
         except (ValueError, RecursionError) as error:
             logger.error("%s offset %d: %s", record.topic, record.offset, error)
     return following

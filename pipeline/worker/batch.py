@@ -13,6 +13,7 @@ from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import DeadLetter
 from pipeline.errors import DeadReason, EventInvalid
 from pipeline.events import EventDecoder
+from pipeline.user_commands import is_forgotten
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -47,6 +48,7 @@ class MicroBatch:
         record_ms: int64 (r,), timestamps of all usable records, for the latency.
         dead: Per partition the records that cannot be used.
         skipped: Events whose type does not count.
+        forgotten: Events from before the time up to which their user is forgotten.
         partitions: Every partition that a chunk came from.
     """
 
@@ -62,6 +64,7 @@ class MicroBatch:
     partitions: list[int]
     dead: dict[int, list[DeadRecord]] = field(default_factory=dict)
     skipped: int = 0
+    forgotten: int = 0
 
     @property
     def n_users(self) -> int:
@@ -79,6 +82,7 @@ def decode_chunks(
     decoder: EventDecoder,
     source: str,
     index_of: Mapping[str, int],
+    forget_before_ms: Mapping[bytes, int],
 ) -> MicroBatch:
     """Decode every record of (partition, chunk) pairs; what cannot be used becomes a dead letter.
 
@@ -87,13 +91,14 @@ def decode_chunks(
         decoder: Reads a record's value.
         source: Topic they came from, for the dead letters' headers.
         index_of: Item id to index in the vocabulary of the release that serves.
+        forget_before_ms: By user key, the time before which no event counts.
     """
-    decode = decoder.decode
+    decode, forget_of = decoder.decode, forget_before_ms.get
     keys: dict[int, dict[bytes, int]] = {partition: {} for partition, _ in chunks}
     rows: dict[int, list[tuple[int, int, int, int]]] = {partition: [] for partition in keys}
     ids: dict[int, list[tuple[str, str | None]]] = {partition: [] for partition in keys}
     dead: dict[int, list[DeadRecord]] = {}
-    skipped = 0
+    skipped = forgotten = 0
     for partition, chunk in chunks:
         users, add_row, add_ids = keys[partition], rows[partition].append, ids[partition].append
         for record in chunk.records:
@@ -105,6 +110,10 @@ def decode_chunks(
                 continue
             if event is None:
                 skipped += 1
+                continue
+            before_ms = forget_of(event.user_key, 0)
+            if before_ms and is_forgotten(before_ms, event.timestamp_ms, record.timestamp):
+                forgotten += 1
                 continue
             user = users.setdefault(event.user_key, len(users))
             add_row((user, record.offset, event.timestamp_ms, record.timestamp))
@@ -127,6 +136,7 @@ def decode_chunks(
         partitions=list(keys),
         dead=dead,
         skipped=skipped,
+        forgotten=forgotten,
     )
 
 

@@ -5,7 +5,7 @@ is written through by checkpoints: until a snapshot is settled (changelog and st
 is never dropped, since the store's copy is older. One thread uses this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,17 +112,60 @@ class HotRows:
         """Return how many rows of the partition no snapshot has taken yet."""
         return self._moved_rows.get(partition, 0)
 
-    def snapshot(self, partition: int) -> tuple[list[tuple[bytes, bytes]], SnapshotToken]:
-        """Return the moved rows as (key, row) pairs; only here hidden states leave the device."""
+    def erase(self, slots: Slots, before_ms: Slots) -> None:
+        """Make these rows those of users without history, who are forgotten up to a time.
+
+        Args:
+            slots: int64 (n,).
+            before_ms: int64 (n,), the time of each.
+        """
+        self.heads[slots] = self.layout.new_heads(len(slots))
+        self.heads["forgotten_before_ms"][slots] = before_ms
+        self.hidden.index_fill_(0, self.index(slots), 0)
+
+    def erase_users(self, partition: int, before_ms: Mapping[bytes, int]) -> int:
+        """Erase the rows that may hold what is to be forgotten, wherever they are.
+
+        Args:
+            partition: Of the users.
+            before_ms: By user key, the time up to which the user is forgotten.
+
+        Returns:
+            How many rows were erased.
+        """
+        here = self._slots.setdefault(partition, {})
+        away = [key for key in before_ms if key not in here]
+        stored = self._store.get(partition, away)
+        keys = [key for key in before_ms if key in here]
+        keys += [key for key, row in zip(away, stored, strict=True) if row is not None]
+        if not keys:
+            return 0
+        self.tick()
+        slots = self.find(partition, keys)
+        times = np.array([before_ms[key] for key in keys], np.int64)
+        stale = self.heads["forgotten_before_ms"][slots] < times
+        stale &= self.heads["event_count"][slots] > 0
+        self.erase(slots[stale], times[stale])
+        self.mark_moved(partition, slots[stale])
+        return int(np.count_nonzero(stale))
+
+    def snapshot(self, partition: int) -> tuple[list[tuple[bytes, bytes | None]], SnapshotToken]:
+        """Return the moved rows as (key, row) pairs; only here hidden states leave the device.
+
+        A row without events is that of a user who was forgotten: it is none.
+        """
         slots = np.flatnonzero(self._moved & (self._partition == partition))
         self._moved[slots] = False
         self._moved_rows[partition] = 0
         self._unsettled[slots] += 1
         [hidden] = to_host(self.hidden[self.index(slots)])
         rows = self.layout.encode(self.heads[slots], hidden)
-        keys = self._keys
+        keys, has_events = self._keys, self.heads["event_count"][slots] > 0
         token = SnapshotToken(slots, self._lives.get(partition, 0))
-        return [(keys[slot], row) for slot, row in zip(slots.tolist(), rows, strict=True)], token
+        return [
+            (keys[slot], row if is_row else None)
+            for slot, row, is_row in zip(slots.tolist(), rows, has_events.tolist(), strict=True)
+        ], token
 
     def settled(self, partition: int, token: SnapshotToken) -> None:
         """Note that the store holds the snapshot's rows."""

@@ -1,5 +1,6 @@
 """From states and new events to ranked lists, for all users of a micro-batch at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,7 @@ class Ranker:
         slots: Ints,
         applied: Applied,
         histories: Histories | None,
+        blocked: Mapping[int, Hashes],
         *,
         every_event: bool,
     ) -> Ranked:
@@ -105,6 +107,7 @@ class Ranker:
             slots: int64 (u,), the users' rows.
             applied: Their new events.
             histories: What they did; needed for `exclude_seen`.
+            blocked: By user, uint64 (n,), items to leave out of the user's lists; others have none.
             every_event: Rank after every event rather than only after the last of each user, to
                 know the list that was in force before each (prequential measurement).
         """
@@ -122,7 +125,7 @@ class Ranker:
         last_item = model.release.vocabulary.indices_of_hashes(heads["last_item"][slots[resting]])
         if len(resting):
             vectors = torch.cat([vectors, self._read(model, slots[resting], last_item)])
-        excluded = None
+        columns = []
         if self._exclude_seen and histories is not None:
             size = heads["ring"].shape[1]
             # What is remembered moves on with items that the release does not know, too.
@@ -131,7 +134,12 @@ class Ranker:
                 np.searchsorted(applied.user, user, side="right"),
             )
             seen = [histories.after(until[scored] - 1, size), histories.at_end(resting, size)]
-            index = model.release.vocabulary.indices_of_hashes(np.concatenate(seen))
+            columns.append(np.concatenate(seen))
+        if blocked:
+            columns.append(_blocked_of_each(np.append(user[scored], resting), blocked))
+        excluded = None
+        if columns:
+            index = model.release.vocabulary.indices_of_hashes(np.concatenate(columns, axis=1))
             excluded = self._tensor(index)
         scores, items = model.serving.top_k(
             vectors, self._k, excluded, self._catalogue.unavailable(model)
@@ -154,18 +162,29 @@ class Ranker:
         return ranked
 
     def by_popularity(
-        self, popularity: Popularity, slots: Ints, applied: Applied, histories: Histories | None
+        self,
+        popularity: Popularity,
+        slots: Ints,
+        applied: Applied,
+        histories: Histories | None,
+        blocked: Mapping[int, Hashes],
     ) -> Ranked:
         """Rank for every user by what was popular so far; the answer while there is no release."""
-        k, size = self._k, self._hot.heads["ring"].shape[1]
+        k, size, users = self._k, self._hot.heads["ring"].shape[1], np.arange(len(slots))
+        columns = []
+        if self._exclude_seen and histories is not None:
+            columns.append(histories.at_end(users, size))
+        if blocked:
+            columns.append(_blocked_of_each(users, blocked))
+        left_out = sum(column.shape[1] for column in columns)
         hashes, item_json, counts = popularity.top_items(
-            k + size if self._exclude_seen else k, self._catalogue.unavailable_hashes()
+            k + left_out, self._catalogue.unavailable_hashes()
         )
         candidates = np.arange(1, len(hashes))
         items = np.zeros((len(slots), k), np.int64)
-        if self._exclude_seen and histories is not None:
-            for i, seen in enumerate(histories.at_end(np.arange(len(slots)), size)):
-                left = candidates[~np.isin(hashes[candidates], seen)][:k]
+        if columns:
+            for i, out in enumerate(np.concatenate(columns, axis=1)):
+                left = candidates[~np.isin(hashes[candidates], out)][:k]
                 items[i, : len(left)] = left
         else:
             items[:, : len(candidates)] = candidates
@@ -226,6 +245,14 @@ class Ranker:
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
         return to_device(torch.from_numpy(np.ascontiguousarray(array)), self._hot.hidden.device)
+
+
+def _blocked_of_each(user: Ints, blocked: Mapping[int, Hashes]) -> Hashes:
+    """Return the blocked items (n, most) of the user of each list, 0 for none."""
+    table = np.zeros((len(user), max(map(len, blocked.values()))), np.uint64)
+    for number, items in blocked.items():
+        table[user == number, : len(items)] = items
+    return table
 
 
 def _lists_before(applied: Applied, earlier: Hashes, after_known: Hashes) -> Hashes:

@@ -9,7 +9,7 @@ from any earlier row they give the same states.
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import compress
 
 import numpy as np
@@ -30,6 +30,7 @@ from pipeline.worker.hot_rows import HotRows, SnapshotToken
 from pipeline.worker.popularity import Popularity
 from pipeline.worker.ranking import SOURCES, Applied, Ranked, Ranker
 from pipeline.worker.served_model import ModelHolder, ServedModel
+from pipeline.worker.users import Users
 from pipeline.worker.wire import count_short, encode_recommendations
 from state.row import EVENT_IDS, RowLayout, append_items, ring_items
 from state.store import StateStore
@@ -37,6 +38,7 @@ from state.store import StateStore
 logger = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
 
 class RecommendationProcessor:
@@ -47,6 +49,7 @@ class RecommendationProcessor:
         store: Keeps the rows.
         holder: The model that serves and the one that will.
         catalogue: What may not be recommended now.
+        users: Who is forgotten, and whose items are blocked.
         metrics: Counts what happens.
         device: Where hidden states live.
     """
@@ -57,6 +60,7 @@ class RecommendationProcessor:
         store: StateStore,
         holder: ModelHolder,
         catalogue: Catalogue,
+        users: Users,
         metrics: Metrics,
         device: torch.device,
     ) -> None:
@@ -65,6 +69,7 @@ class RecommendationProcessor:
         self._changelog = changelog_name(settings.worker.app_id)
         self._store = store
         self._holder = holder
+        self._users = users
         self._metrics = metrics
         self._decoder = EventDecoder(settings.fields)
         self._k = recommend.top_k
@@ -87,10 +92,12 @@ class RecommendationProcessor:
             return self._process(chunks)
 
     def _process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
-        self.refresh()
+        self._take_up()
         clock = [time.perf_counter()]
         index_of = self._model.index_of if self._model else {}
-        batch = decode_chunks(chunks, self._decoder, self._source, index_of)
+        batch = decode_chunks(
+            chunks, self._decoder, self._source, index_of, self._users.forget_before_ms
+        )
         clock.append(time.perf_counter())
         slots, applied = self._load(batch)
         is_answered = np.ones(len(slots), np.bool_)
@@ -100,7 +107,8 @@ class RecommendationProcessor:
         if self._model is not None:
             self._rebuild(self._model, slots[is_answered])
         clock.append(time.perf_counter())
-        ranked = self._advance_and_rank(slots, applied, is_answered)
+        blocked = self._users.blocked(batch.users)
+        ranked = self._advance_and_rank(slots, applied, is_answered, blocked)
         clock.append(time.perf_counter())
         results = self._results(batch, slots, ranked, is_answered)
         clock.append(time.perf_counter())
@@ -108,12 +116,24 @@ class RecommendationProcessor:
         self._metrics.observe_stages(("decode", "load", "rank", "encode"), np.diff(clock))
         return results
 
-    def refresh(self) -> None:
-        """Go over to a release that waits."""
+    def refresh(self, owned: Collection[int]) -> Mapping[int, int]:
+        """Go over to a release that waits; erase the rows of users who are to be forgotten."""
+        moved = {}
+        with torch.inference_mode():
+            self._take_up()
+            for partition in owned:
+                erased = self._users.erase_rows(self._hot, partition)
+                self._metrics.users_forgotten.inc(erased)
+                if erased:
+                    moved[partition] = self._hot.moved_rows(partition)
+        return moved
+
+    def _take_up(self) -> None:
+        """Take up what other threads have: releases and commands about users."""
+        self._users.take_up()
         model = self._holder.take_next()
         if model is not None:
-            with torch.inference_mode():
-                self._serve(model)
+            self._serve(model)
             logger.info("release %d serves", model.version)
 
     def snapshot(self, partition: int) -> Snapshot:
@@ -129,6 +149,7 @@ class RecommendationProcessor:
     def forget(self, partition: int) -> None:
         """Drop everything held of a partition."""
         self._hot.forget(partition)
+        self._users.leave(partition)
 
     def newer(self, rows: Sequence[bytes], than: Sequence[bytes]) -> list[bool]:
         """Tell which rows are intact and newer than the other ones, or those are damaged."""
@@ -161,6 +182,8 @@ class RecommendationProcessor:
         found = [hot.find(partition, keys) for partition, keys in batch.users.items()]
         slots = np.concatenate(found) if found else np.empty(0, np.int64)
         self._metrics.count_hot_rows(hot.hits - hits, hot.misses - misses, len(hot))
+        if self._users.forget_before_ms:
+            self._erase(batch, slots)
         fresh = batch.offset > hot.heads["offset"][slots][batch.user]
         if batch.event_id.any():
             self._drop_repeats(batch, slots, fresh)
@@ -173,6 +196,18 @@ class RecommendationProcessor:
             offset=batch.offset[fresh],
         )
         return slots, applied
+
+    def _erase(self, batch: MicroBatch, slots: Ints) -> None:
+        """Have no row hold what is to be forgotten, before anything is added to it."""
+        heads, forget_of = self._hot.heads, self._users.forget_before_ms.get
+        keys = [key for keys in batch.users.values() for key in keys]
+        before_ms = np.array([forget_of(key, 0) for key in keys], np.int64)
+        stale = heads["forgotten_before_ms"][slots] < before_ms
+        if not stale.any():
+            return
+        had_events = heads["event_count"][slots[stale]] > 0
+        self._hot.erase(slots[stale], before_ms[stale])
+        self._metrics.users_forgotten.inc(int(np.count_nonzero(had_events)))
 
     def _drop_repeats(self, batch: MicroBatch, slots: Ints, fresh: npt.NDArray[np.bool_]) -> None:
         """Clear `fresh` where an event's id is among its user's last ones; note the new ids."""
@@ -216,7 +251,11 @@ class RecommendationProcessor:
         self._metrics.states_rebuilt.inc(int(np.count_nonzero(lengths)))
 
     def _advance_and_rank(
-        self, slots: Ints, applied: Applied, is_answered: npt.NDArray[np.bool_]
+        self,
+        slots: Ints,
+        applied: Applied,
+        is_answered: npt.NDArray[np.bool_],
+        blocked: Mapping[int, Hashes],
     ) -> Ranked:
         """Move states and heads, measure the lists of before, make the new ones.
 
@@ -231,9 +270,13 @@ class RecommendationProcessor:
             self._measure_baselines(applied, histories)
         self._popularity.add(applied.item, applied.item_hash, applied.item_ids)
         if model is None:
-            ranked = self._ranker.by_popularity(self._popularity, slots, applied, histories)
+            ranked = self._ranker.by_popularity(
+                self._popularity, slots, applied, histories, blocked
+            )
         else:
-            ranked = self._ranker.by_model(model, slots, applied, histories, every_event=measure)
+            ranked = self._ranker.by_model(
+                model, slots, applied, histories, blocked, every_event=measure
+            )
         if measure and ranked.before is not None:
             hits = is_in_list(ranked.before, applied.item_hash)
             self._metrics.prequential_hits["model"].inc(int(hits.sum()))
@@ -311,6 +354,7 @@ class RecommendationProcessor:
             applied=len(applied.user),
             duplicate=len(batch.user) - len(applied.user),
             skipped=batch.skipped,
+            forgotten=batch.forgotten,
             unknown_item=int(np.count_nonzero(applied.item == 0)),
             dead=dead,
         )

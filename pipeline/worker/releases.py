@@ -16,6 +16,7 @@ from kafka.errors import KafkaError
 from models.errors import ModelError
 from models.release import Release, read_release
 from pipeline.cluster.clients import (
+    Record,
     follow_topic,
     kafka_python_options,
     read_partitions,
@@ -142,8 +143,8 @@ class TopicFollower:
     Args:
         settings: The cluster.
         topic: Name of the topic.
-        handle: Called in the thread with (key, value); what it raises is logged, and the next
-            record comes.
+        handle: Called in the thread with each record; what it raises is logged, and the next one
+            comes.
         start: First offset of each partition; from the beginning where none is given.
     """
 
@@ -151,7 +152,7 @@ class TopicFollower:
         self,
         settings: Settings,
         topic: str,
-        handle: Callable[[bytes | None, bytes | None], None],
+        handle: Callable[[Record], None],
         start: dict[int, int] | None = None,
     ) -> None:
         self._settings = settings
@@ -190,12 +191,12 @@ class TopicFollower:
             from_start=True,
             is_over=self._stopping.is_set,
         ):
-            self._take(record.key, record.value)
+            self._take(record)
             self._start[record.partition] = record.offset + 1
 
-    def _take(self, key: bytes | None, value: bytes | None) -> None:
+    def _take(self, record: Record) -> None:
         try:
-            self._handle(key, value)
+            self._handle(record)
         except (PipelineError, ModelError, ValueError, RecursionError) as error:
             logger.error("%s: %s", self._topic, error)
         except Exception:  # a bug; the records behind this one are still wanted

@@ -185,7 +185,7 @@ def test_a_follower_hears_what_a_read_brings(settings: Settings, stored: str) ->
     create_topic(address, topic, config={"compression.type": stored})
     send(address, topic, [(0, b"before its start", b"{}"), (0, b"before it", b"{}")])
     heard: list[bytes | None] = []
-    follower = TopicFollower(settings, topic, lambda key, _: heard.append(key), {0: 1})
+    follower = TopicFollower(settings, topic, lambda record: heard.append(record.key), {0: 1})
     follower.start()
 
     for codec in (None, "gzip", "snappy", "lz4", "zstd"):

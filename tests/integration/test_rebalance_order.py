@@ -22,6 +22,7 @@ from pipeline.settings import MetricsSettings, Settings
 from pipeline.worker.app import create_app
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.served_model import ModelHolder
+from pipeline.worker.users import Users
 from state.rocks import RocksStore
 from tests.bad_records import click
 from tests.faust_apps import NEVER_S, committed, in_loop, started, until
@@ -156,6 +157,7 @@ async def worker(settings: Settings, registry: CollectorRegistry) -> AsyncIterat
         store,
         ModelHolder(),
         Catalogue(),
+        Users(),
         Metrics(registry),
         partitions=PARTITIONS,
     )

@@ -20,6 +20,7 @@ from pipeline.cluster.topics import (
 )
 from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.settings import KafkaSettings, Settings
+from pipeline.users import block, read_user
 from pipeline.verification.topics import KafkaTopics
 from tests.kafka import send, unique_settings, wait_until
 from tests.secured_kafka import USER, SecuredKafka, give_rights, secured_kafka
@@ -180,11 +181,34 @@ def test_the_rights_of_a_worker_are_enough_for_its_topics(
 ) -> None:
     """Those that docs/topics.md lists: whoever may read or write may describe."""
     names, changelog = shop.topics, changelog_name(shop.worker.app_id)
-    give_rights(secured, [names.interactions, names.models, names.items, changelog], "READ")
+    read = [names.interactions, names.models, names.items, names.users, changelog]
+    give_rights(secured, read, "READ")
     give_rights(secured, [names.recommendations, names.dead_letters, changelog], "WRITE")
-    give_rights(secured, [names.users], "DESCRIBE")
     give_rights(secured, names_of(shop), "DESCRIBE_CONFIGS")
 
     wait_until(lambda: not rights_missing(shop), "the rights", 10)
 
     assert require_topics(shop) == 4
+
+
+def test_the_rights_of_the_command_for_users_are_enough(
+    secured: SecuredKafka, shop: Settings
+) -> None:
+    """Read and Write on the users topic, as docs/topics.md lists; without Write a line says so."""
+    topic = shop.topics.users
+    give_rights(secured, [topic], "READ")
+    wait_until(lambda: (topic, "Describe") not in rights_missing(shop), "the right", 10)
+    assert read_user(shop, "u-1").records == ()
+    with pytest.raises(BrokerUnavailable, match=r"the right .*Write"):
+        block(shop, "u-1", ["a"])
+
+    give_rights(secured, [topic], "WRITE")
+
+    def is_sent() -> bool:
+        try:
+            return len(block(shop, "u-1", ["a"]).records) == shop.topics.partitions
+        except BrokerUnavailable:
+            return False
+
+    wait_until(is_sent, "the right", 10)
+    assert read_user(shop, "u-1").command.blocked_ids == ["a"]

@@ -19,6 +19,7 @@ from pipeline.settings import Settings, settings_flags
 from pipeline.training.folder import TrainingFolder, release_versions
 from pipeline.training.job import train_release
 from pipeline.training.sequences import plan_ranges, read_sequences
+from pipeline.users import forget
 from pipeline.worker.releases import Announcement, announce, open_announced, read_announcements
 from pipeline.worker.served_model import ServedModel, prepare
 from tests.kafka import send, wait_until
@@ -73,6 +74,19 @@ def trainer_as(settings: Settings, **changes: object) -> Settings:
 
 def announced(settings: Settings) -> list[Announcement]:
     return [announcement for _, announcement in read_announcements(settings)]
+
+
+def interrupt_at_a_checkpoint(settings: Settings) -> Path:
+    """Train up to the first validation; the checkpoint that is left."""
+
+    def interrupt(_: object) -> None:
+        if checkpoint.exists():
+            raise KeyboardInterrupt
+
+    checkpoint = TrainingFolder(settings.trainer.releases_dir).checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        train_release(settings, interrupt)
+    return checkpoint
 
 
 def best_five_after(model: ServedModel, item_id: str) -> list[str]:
@@ -140,6 +154,56 @@ def test_events_count_by_the_worker_s_rules(settings: Settings) -> None:
     assert dict(read.counts.dead) == {"missing_item": 1, "null_value": 1}
     assert dict(zip(names, read.vocabulary.counts[1:].tolist(), strict=True)) == {"b": 9, "a": 3}
     assert read.ranges == {0: (0, 13), 1: (0, 2), 2: (0, 1), 3: (0, 0)}
+
+
+def test_forgotten_events_do_not_train(world: Settings, tmp_path: Path) -> None:
+    """Neither they nor items of theirs alone are in the release, and they are counted."""
+    events: list[tuple[int, dict[str, object]]] = [
+        (0, {"user_id": "anna", "item_id": one}) for one in ("only-anna-s", item(0), item(1))
+    ]
+    send_events(world, events)
+    forget(world, "anna", time.time_ns() // 1_000_000 + 1)
+    send_events(world, [(0, {"user_id": "anna", "item_id": item(2)})])
+    report_file = tmp_path / "report.json"
+
+    code = run_train(world, "--json", str(report_file))
+
+    data = json.loads(report_file.read_text())["data"]
+    release = read_release(world.trainer.releases_dir / "1")
+    assert code == 0
+    assert (data["events_forgotten"], data["events_duplicate"]) == (3, 0)
+    assert data["events"] == sum(len(steps) for _, steps in walks(150)) + 1
+    assert data["users"] == 151
+    assert release.training["data"] == data
+    assert "only-anna-s" not in release.vocabulary.item_ids
+
+
+def test_a_training_that_learned_what_is_forgotten_now_is_not_resumed(
+    world: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends in an error that says what to do; a new one leaves the events out."""
+    interrupt_at_a_checkpoint(world)
+    user, steps = walks(150)[0]
+    forget(world, user, time.time_ns() // 1_000_000)
+
+    codes = run_train(world, "--resume"), run_train(world)
+
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "lrurec train:" in one]
+    assert codes == (1, 0)
+    assert "train without --resume to start anew" in line
+    assert read_release(world.trainer.releases_dir / "1").training["data"][
+        "events_forgotten"
+    ] == len(steps)
+
+
+def test_a_user_without_events_who_is_forgotten_keeps_no_training_from_going_on(
+    world: Settings,
+) -> None:
+    """What it has learned comes of the same data still."""
+    interrupt_at_a_checkpoint(world)
+    forget(world, "nobody", time.time_ns() // 1_000_000)
+
+    assert run_train(world, "--resume") == 0
 
 
 def test_rare_items_are_left_out(settings: Settings) -> None:
@@ -280,14 +344,7 @@ def test_a_training_that_is_not_the_same_is_not_resumed(
     world: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Other settings than the interrupted training's end in an error that says what to do."""
-
-    def interrupt(_: object) -> None:
-        if checkpoint.exists():
-            raise KeyboardInterrupt
-
-    checkpoint = TrainingFolder(world.trainer.releases_dir).checkpoint
-    with pytest.raises(KeyboardInterrupt):
-        train_release(world, interrupt)
+    checkpoint = interrupt_at_a_checkpoint(world)
 
     codes = [
         run_train(training_as(world, USELESS), "--resume"),

@@ -27,9 +27,10 @@ from pipeline.settings import MetricsSettings, Settings, TrainerSettings, settin
 from pipeline.training.folder import TrainingFolder, manifests, release_versions
 from pipeline.training.job import T, train_release
 from pipeline.training.trainer import StopRequest, Trainer, TrainerStopped
+from pipeline.users import forget
 from pipeline.worker.releases import read_announcements
 from tests.kafka import admin_client, unique_settings, wait_until
-from tests.ring_world import QUICK, USELESS, ring_settings, send_events, send_walks
+from tests.ring_world import QUICK, USELESS, ring_settings, send_events, send_walks, walks
 
 ENDLESS = dataclasses.replace(QUICK, max_epochs=100_000, patience=100_000)
 
@@ -239,6 +240,30 @@ def test_a_stop_in_the_middle_of_a_training_is_quick_and_resumed(world: Settings
     assert "going on with the training that was interrupted" in log
     assert manifest.training["epochs"] >= 1
     assert not folder.checkpoint.exists()
+
+
+def test_a_training_that_learned_what_is_forgotten_now_is_begun_anew(
+    world: Settings, run_to_first_pause: Callable[[Settings], CollectorRegistry]
+) -> None:
+    """The next start neither goes on with it nor stops at it."""
+    send_walks(world, users=60)
+    checkpoint = TrainingFolder(world.trainer.releases_dir).checkpoint
+
+    def interrupt(_: object) -> None:
+        if checkpoint.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_release(world, interrupt)
+    user, steps = walks(60)[0]
+    forget(world, user, time.time_ns() // 1_000_000)
+
+    run_to_first_pause(world)
+
+    (manifest,) = releases(world)
+    assert announced(world) == [1]
+    assert manifest.training["data"]["events_forgotten"] == len(steps)
+    assert not checkpoint.exists()
 
 
 def leave_unannounced(settings: Settings) -> None:

@@ -25,6 +25,7 @@ from pipeline.settings import RecommendSettings, Settings, WorkerSettings
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.recommend import RecommendationProcessor
 from pipeline.worker.served_model import ModelHolder, ServedModel, prepare
+from pipeline.worker.users import Users
 from pipeline.worker.wire import Recommendation
 from state.memory import MemoryStore
 from state.row import ring_items
@@ -94,36 +95,58 @@ class World:
         )
         self.holder = ModelHolder(model)
         self.catalogue = Catalogue()
+        self.users: list[Any] = []  # the records of the users topic
         self.log: dict[int, list[Any]] = {0: [], 1: []}
         self.start()
 
     def start(self) -> None:
         self.metrics = Metrics(CollectorRegistry())
+        self.hearing = Users()
+        for record in self.users:
+            self.hearing.hear(record)
         self.processor = RecommendationProcessor(
             self.settings,
             self.store,
             self.holder,
             self.catalogue,
+            self.hearing,
             self.metrics,
             self.device,
         )
         graphs = StepGraphs(capture_on(self.device)) if self.graphs else None
         self.processor._ranker._graphs = graphs
 
-    def produce(self, partition: int, user: str, item: str, event_id: str | None = None) -> None:
+    def produce(
+        self,
+        partition: int,
+        user: str,
+        item: str,
+        event_id: str | None = None,
+        *,
+        timestamp_ms: int | None = None,
+        record_ms: int = 2000,
+    ) -> None:
         offset = len(self.log[partition])
-        event = {"user_id": user, "item_id": item, "timestamp_ms": 1000 + offset}
+        happened_ms = 1000 + offset if timestamp_ms is None else timestamp_ms
+        event = {"user_id": user, "item_id": item, "timestamp_ms": happened_ms}
         if event_id is not None:
             event["event_id"] = event_id
         self.log[partition].append(
             SimpleNamespace(
                 offset=offset,
-                timestamp=2000,
+                timestamp=record_ms,
                 key=None,
                 value=msgspec.json.encode(event),
                 headers=(),
             )
         )
+
+    def command(self, user: str, record_ms: int, **command: Any) -> None:
+        """Append a record of the users topic, which the processor hears at once."""
+        value = msgspec.json.encode(command)
+        record = SimpleNamespace(key=user.encode(), timestamp=record_ms, value=value)
+        self.users.append(record)
+        self.hearing.hear(record)
 
     def process(self, partition: int, start: int, end: int) -> list[PartitionResult]:
         records = self.log[partition][start:end]
@@ -217,7 +240,7 @@ def test_rows_hold_every_event_once_whatever_is_read_again(
             model = next(swaps)
             world.holder.offer(model)
         elif action == "refresh":
-            world.processor.refresh()
+            world.processor.refresh(())
     world.settle()
 
     rows = world.rows()

@@ -1,11 +1,18 @@
 """Laws of what the trainer makes of the topic's events."""
 
+import dataclasses
+from collections import Counter
+
+import msgspec
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.vocabulary import item_hash
+from pipeline.errors import NotEnoughEvents
+from pipeline.settings import Settings
 from pipeline.training.sequences import (
+    gather_sequences,
     hold_out_last_items,
     number_items,
     proportional,
@@ -30,6 +37,82 @@ def test_a_repeat_is_an_id_among_the_user_s_last_applied_ones(event_ids: list[li
     found = repeated_events(user, np.array([i for ids in event_ids for i in ids], np.uint64))
 
     assert found.tolist() == expected
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EventRecord:
+    """A record of the interactions topic."""
+
+    topic: str = "interactions"
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None = None
+    value: bytes
+    headers: tuple[()] = ()
+
+
+TIMES_MS = st.integers(0, 8)
+EVENTS = st.tuples(
+    st.integers(0, 1),  # partition
+    st.sampled_from(["anna", "bert"]),
+    st.sampled_from("abc"),
+    TIMES_MS,  # when it happened
+    TIMES_MS | st.just(-1),  # when it was recorded
+    st.integers(0, 3),  # its id; 0: none
+)
+
+
+@given(
+    events=st.lists(EVENTS, max_size=40),
+    forget_before_ms=st.dictionaries(st.sampled_from(["anna", "bert", "carl"]), TIMES_MS),
+)
+def test_what_is_forgotten_never_happened(
+    events: list[tuple[int, str, str, int, int, int]], forget_before_ms: dict[str, int]
+) -> None:
+    """Of both times the earlier counts; what is left trains as if nothing else had been sent."""
+    expected: dict[tuple[int, str], list[str]] = {}
+    applied: dict[tuple[int, str], list[int]] = {}
+    counts: Counter[str] = Counter()
+    for partition, user, item, time_ms, recorded_ms, event_id in events:
+        times = [time_ms] if recorded_ms < 0 else [time_ms, recorded_ms]
+        ids = applied.setdefault((partition, user), [])
+        if min(times) < forget_before_ms.get(user, 0):
+            counts["forgotten"] += 1
+        elif event_id and event_id in ids[-EVENT_IDS:]:
+            counts["duplicate"] += 1
+        else:
+            counts["applied"] += 1
+            ids += [event_id] if event_id else []
+            expected.setdefault((partition, user), []).append(item)
+    records = [
+        EventRecord(
+            partition=partition,
+            offset=offset,
+            timestamp=recorded_ms,
+            value=msgspec.json.encode(
+                {"user_id": user, "item_id": item, "timestamp_ms": time_ms, "event_id": event_id}
+                if event_id
+                else {"user_id": user, "item_id": item, "timestamp_ms": time_ms}
+            ),
+        )
+        for offset, (partition, user, item, time_ms, recorded_ms, event_id) in enumerate(events)
+    ]
+    settings = Settings(fields=dataclasses.replace(Settings().fields, timestamp_unit="ms"))
+    ranges = dict.fromkeys((0, 1), (0, len(events)))
+    by_key = {user.encode(): before_ms for user, before_ms in forget_before_ms.items()}
+
+    try:
+        read = gather_sequences(settings, ranges, records, by_key)
+    except NotEnoughEvents:
+        assert not expected
+        return
+
+    names = read.vocabulary.item_ids
+    found = [[names[index - 1] for index in sequence] for sequence in read.sequences]
+    assert sorted(found) == sorted(expected.values())
+    for count in ("applied", "duplicate", "forgotten"):
+        assert getattr(read.counts, count) == counts[count]
 
 
 @given(

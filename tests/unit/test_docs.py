@@ -189,8 +189,8 @@ def test_the_size_of_a_row_is_the_layout_s() -> None:
     )
     text = section(read("docs/operating.md"), "## Sizing")
 
-    assert "`160 + 8 x (top_k + ring) + 16 x n_blocks x hidden_size`" in text
-    by_formula = 160 + 8 * (layout.recommended + layout.ring)
+    assert "`168 + 8 x (top_k + ring) + 16 x n_blocks x hidden_size`" in text
+    by_formula = 168 + 8 * (layout.recommended + layout.ring)
     by_formula += 16 * config.n_blocks * config.hidden_size
     assert layout.row_bytes == by_formula
     assert f"{layout.row_bytes:,} at the defaults" in text
@@ -204,6 +204,7 @@ def wire_types() -> list[type]:
     return [
         importlib.import_module("pipeline.worker.wire").Recommendation,
         importlib.import_module("pipeline.worker.catalogue").CatalogueItem,
+        importlib.import_module("pipeline.user_commands").UserCommand,
         importlib.import_module("pipeline.worker.releases").Announcement,
     ]
 
@@ -220,7 +221,7 @@ def test_the_messages_shown_are_messages() -> None:
     assert len(others) == len(types)
     for text, kind in zip(others, types, strict=True):
         made = msgspec.json.decode(text, type=kind)
-        assert msgspec.to_builtins(made) == json.loads(text)
+        assert json.loads(msgspec.json.encode(made)) == json.loads(text)
 
 
 def test_the_mappings_shown_read_the_events_beside_them() -> None:

@@ -23,6 +23,7 @@ from pipeline.settings import RecommendSettings, Settings, WorkerSettings
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.recommend import RecommendationProcessor
 from pipeline.worker.served_model import ModelHolder, prepare
+from pipeline.worker.users import Users
 from state.memory import MemoryStore
 from tests.fake_gpu import FakeGpu
 
@@ -51,6 +52,7 @@ class Worker:
             self.store,
             self.holder,
             self.catalogue,
+            Users(),
             Metrics(CollectorRegistry()),
             torch.device("cuda"),
         )

@@ -272,6 +272,7 @@ WITH_REPORT = {
     "train": [],
     "evaluate": ["no-file"],
     "import-checkpoint": ["no-file", "--items", "no-file", "--output", "no-folder"],
+    "users": ["show", "u"],
     "announce": ["no-folder"],
     "score": ["--release", "no-folder"],
     "verify": [],

@@ -25,11 +25,11 @@ def sealed(start: bytes, body: bytes) -> bytes:
     return start + struct.pack("<Q", xxh3_64_intdigest(body)) + body
 
 
-def test_a_row_of_format_1_has_these_bytes() -> None:
+def test_a_row_of_format_2_has_these_bytes() -> None:
     """The format on disk and in the changelog is fixed, field by field."""
     heads = TINY.new_heads(1)
     names = ("weights_id", "model_version", "event_count", "started_at", "partition", "offset")
-    for value, name in enumerate((*names, "timestamp_ms", "last_item"), 101):
+    for value, name in enumerate((*names, "timestamp_ms", "last_item", "forgotten_before_ms"), 101):
         heads[name] = value
     heads["event_ids"] = np.arange(201, 209)
     heads["recommended"] = 301
@@ -39,12 +39,33 @@ def test_a_row_of_format_1_has_these_bytes() -> None:
     (row,) = TINY.encode(heads, hidden)
 
     body = struct.pack("<4I", 3, 1, 1, 2)
-    body += struct.pack("<8q", *range(101, 109))
+    body += struct.pack("<9q", *range(101, 110))
     body += struct.pack("<8Q", *range(201, 209))
     body += struct.pack("<4Q", 301, 401, 402, 403)
     body += struct.pack("<4f", 1.5, -2.0, 0.0, 0.25)
-    assert row == sealed(b"LRst\x01\x00\x00\x00", body)
+    assert row == sealed(b"LRst\x02\x00\x00\x00", body)
     assert TINY.row_bytes == len(row)
+
+
+def format_1(row: bytes) -> bytes:
+    """A row as format 1 wrote it, without the time up to which its user is forgotten."""
+    return sealed(b"LRst\x01\x00\x00\x00", row[16:96] + row[104:])
+
+
+def test_rows_of_format_1_are_read_as_of_users_who_were_never_forgotten() -> None:
+    """They stand beside newer ones; a flipped bit shows in them, too."""
+    old, new = tiny_rows(2)
+    damaged = format_1(old)[:-1] + b"\x7f"
+    short = format_1(old)[:-8]
+
+    decoded = TINY.decode([format_1(old), new, damaged, short])
+
+    assert layout_of(format_1(old)) == TINY
+    assert decoded.damaged.tolist() == [False, False, True, True]
+    assert not decoded.converted.any()
+    assert decoded.heads["ring"][:2, 0].tolist() == [1, 2]
+    assert (decoded.hidden[:2] == 1 + 2j).all()
+    assert not decoded.heads["forgotten_before_ms"].any()
 
 
 def test_a_new_user_has_no_history() -> None:
@@ -193,11 +214,11 @@ def test_two_rows_that_swapped_their_ends_are_both_damaged() -> None:
     [
         b"",
         b"LRst",
-        b"LRst\x01\x00\x00\x00",
+        b"LRst\x02\x00\x00\x00",
         b"x" * TINY.row_bytes,
-        sealed(b"LRst\x01\x00\x00\x00", struct.pack("<4I", 0, 1, 1, 2) + bytes(200)),
-        sealed(b"LRst\x01\x00\x00\x00", struct.pack("<4I", 2**32 - 1, 1, 1, 2) + bytes(200)),
-        sealed(b"LRst\x01\x00\x00\x00", struct.pack("<4I", 3, 1, 1, 2) + bytes(200)),
+        sealed(b"LRst\x02\x00\x00\x00", struct.pack("<4I", 0, 1, 1, 2) + bytes(200)),
+        sealed(b"LRst\x02\x00\x00\x00", struct.pack("<4I", 2**32 - 1, 1, 1, 2) + bytes(200)),
+        sealed(b"LRst\x02\x00\x00\x00", struct.pack("<4I", 3, 1, 1, 2) + bytes(200)),
     ],
     ids=["empty", "magic", "start", "foreign", "no ring", "too large a ring", "other length"],
 )
@@ -211,10 +232,10 @@ def test_bytes_that_are_no_row_are_damaged(row: bytes) -> None:
 def test_an_unknown_format_version_is_refused_by_name() -> None:
     """A row of a newer release stops the program instead of passing for a damaged one."""
     rows = tiny_rows(2)
-    rows[1] = rows[1][:4] + b"\x02\x00\x00\x00" + rows[1][8:]
+    rows[1] = rows[1][:4] + b"\x03\x00\x00\x00" + rows[1][8:]
 
     with pytest.raises(
-        StateFormatUnknown, match=r"row 1 of a batch of 2: expected .* version 1, got version 2"
+        StateFormatUnknown, match=r"row 1 of a batch of 2: expected .* version 2, got version 3"
     ):
         TINY.decode(rows)
 
@@ -227,7 +248,7 @@ def test_rows_of_several_layouts_decode_in_one_batch() -> None:
     heads["weights_id"] = heads["model_version"] = heads["started_at"] = heads["last_item"] = 5
     heads["recommended"] = (21, 22)
     heads["partition"], heads["offset"], heads["timestamp_ms"] = 2, 33, 44
-    heads["event_ids"] = np.arange(51, 59)
+    heads["event_ids"], heads["forgotten_before_ms"] = np.arange(51, 59), 40
     (foreign,) = wide.encode(heads, np.ones((1, 2, 3), np.complex64))
     (own,) = tiny_rows(1)
 
@@ -240,7 +261,7 @@ def test_rows_of_several_layouts_decode_in_one_batch() -> None:
     assert converted["ring"].tolist() == [17, 15, 16]  # events 6, 4 and 5 (from 0), each % 3
     assert converted["recommended"].tolist() == [21]
     assert converted["event_ids"].tolist() == list(range(51, 59))
-    kept = {name: int(converted[name]) for name in TINY.head_dtype.names[:8]}
+    kept = {name: int(converted[name]) for name in TINY.head_dtype.names[:9]}
     assert kept == {
         "weights_id": 0,
         "model_version": 0,
@@ -250,6 +271,7 @@ def test_rows_of_several_layouts_decode_in_one_batch() -> None:
         "offset": 33,
         "timestamp_ms": 44,
         "last_item": 0,
+        "forgotten_before_ms": 40,
     }
 
 
@@ -301,7 +323,7 @@ def test_no_events_change_nothing() -> None:
 def test_a_row_tells_the_layout_it_was_written_under() -> None:
     """The layout comes out of a row's prefix; bytes that name none give none."""
     (row,) = tiny_rows(1)
-    unknown_version = row[:4] + b"\x02" + row[5:]
+    unknown_version = row[:4] + b"\x03" + row[5:]
     no_ring = row[:16] + bytes(4) + row[20:]
 
     assert layout_of(row) == TINY

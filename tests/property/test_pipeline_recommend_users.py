@@ -1,0 +1,265 @@
+"""What the users topic says, in the processor: against lists and dicts, with crashes in between."""
+
+from typing import Any
+
+import hypothesis
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from models.vocabulary import item_hash
+from pipeline.worker.served_model import ServedModel
+from pipeline.worker.wire import Recommendation
+from state.row import ring_items
+from tests.property.test_pipeline_recommend import (
+    ITEMS,
+    KNOWN,
+    RING,
+    STATE_TOLERANCE,
+    K,
+    World,
+    releases,
+    state_of,
+)
+
+__all__ = ["releases"]  # a fixture
+
+USERS = [f"user-{number}" for number in range(3)]
+BASE_MS = 10**12
+
+_TIME = st.integers(0, 9)
+_EVENT = st.tuples(
+    st.just("event"),
+    st.integers(0, 1),  # partition
+    st.sampled_from(USERS),
+    st.sampled_from(ITEMS),
+    _TIME,  # when it happened
+    _TIME | st.just(-BASE_MS - 1),  # the record's own time; none at all
+    st.sampled_from([None, "a", "b"]),  # event id
+)
+_COMMAND = st.tuples(
+    st.just("command"),
+    st.sampled_from(USERS),
+    _TIME,  # forget before
+    st.integers(0, 3),  # the record's own time: later records may be older
+)
+_ACTION = st.tuples(st.sampled_from(["read", "settle", "crash", "refresh"]))
+
+
+class Reference:
+    """What rows hold, as plain lists: (offset, item) by partition and user."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, str], list[tuple[int, str, str | None]]] = {}
+        self.forgotten_ms: dict[tuple[int, str], int] = {}
+        self.before_ms: dict[str, int] = {}
+        self.settled: tuple[Any, Any] = ({}, {})
+
+    def forget(self, at: tuple[int, str]) -> None:
+        """Drop a row that may hold what is to be forgotten."""
+        before_ms = self.before_ms.get(at[1], 0)
+        if self.forgotten_ms.get(at, 0) < before_ms:
+            self.rows.pop(at, None)
+            self.forgotten_ms[at] = before_ms
+
+    def apply(self, partition: int, records: list[Any]) -> None:
+        for record in records:
+            event = msgspec.json.decode(record.value)
+            user = event["user_id"]
+            times = [event["timestamp_ms"], *([record.timestamp] if record.timestamp >= 0 else [])]
+            if min(times) < self.before_ms.get(user, 0):
+                continue
+            self.forget((partition, user))
+            row = self.rows.setdefault((partition, user), [])
+            recent = [event_id for _, _, event_id in row if event_id][-8:]
+            if (row and record.offset <= row[-1][0]) or event.get("event_id") in recent:
+                continue
+            row.append((record.offset, event["item_id"], event.get("event_id")))
+
+    def settle(self) -> None:
+        kept = {at: list(row) for at, row in self.rows.items()}
+        self.settled = kept, {at: self.forgotten_ms.get(at, 0) for at in kept}
+
+    def crash(self) -> None:
+        rows, forgotten_ms = self.settled
+        self.rows = {at: list(row) for at, row in rows.items()}
+        self.forgotten_ms = dict(forgotten_ms)
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(story=st.lists(_EVENT | _EVENT | _COMMAND | _ACTION, max_size=40))
+def test_rows_hold_nothing_that_is_to_be_forgotten(
+    releases: list[ServedModel], story: list[tuple[Any, ...]]
+) -> None:
+    """Whatever comes when, and is read again: rows, states and lists are those of the rest."""
+    model = releases[0]
+    world, reference = World(model), Reference()
+    at, committed = {0: 0, 1: 0}, {0: 0, 1: 0}
+    told: dict[str, int] = {}
+
+    def read() -> None:
+        reference.before_ms = dict(told)
+        for partition in (0, 1):
+            end = len(world.log[partition])
+            for result in world.process(partition, at[partition], end):
+                for key, value in result.outputs:
+                    lists[partition, key.decode()] = value
+            reference.apply(partition, world.log[partition][at[partition] : end])
+            at[partition] = end
+
+    def refresh() -> None:
+        reference.before_ms = dict(told)
+        world.processor.refresh((0, 1))
+        for place in list(reference.rows):
+            reference.forget(place)
+
+    lists: dict[tuple[int, str], bytes | None] = {}
+    for kind, *told_of in [*story, ("read",), ("refresh",), ("settle",)]:
+        if kind == "event":
+            partition, user, item, timestamp, record, event_id = told_of
+            world.produce(
+                partition,
+                user,
+                item,
+                event_id,
+                timestamp_ms=BASE_MS + timestamp,
+                record_ms=BASE_MS + record,
+            )
+        elif kind == "command":
+            user, before, record = told_of
+            world.command(user, record, forget_before_ms=BASE_MS + before)
+            told[user] = max(told.get(user, 0), BASE_MS + before)
+        elif kind == "read":
+            read()
+        elif kind == "refresh":
+            refresh()
+        elif kind == "settle":
+            world.settle()
+            reference.settle()
+            committed = dict(at)
+        else:
+            world.start()
+            reference.crash()
+            at = dict(committed)
+
+    rows = world.rows()
+    expected = {place: row for place, row in reference.rows.items() if row}
+    assert {(p, key.decode()) for p, key in rows} == set(expected)
+    for (partition, key), (head, hidden) in rows.items():
+        user = key.decode()
+        row = expected[partition, user]
+        items = [item for _, item, _ in row]
+        ring, lengths = ring_items(np.array([head]))
+        assert ring[0, : lengths[0]].tolist() == [item_hash(item) for item in items[-RING:]]
+        assert (head["event_count"], head["offset"]) == (len(row), row[-1][0])
+        assert head["forgotten_before_ms"] == told.get(user, 0)
+        truth = state_of(model, items[head["started_at"] :])
+        np.testing.assert_allclose(hidden, truth, atol=STATE_TOLERANCE)
+        made = msgspec.json.decode(lists[partition, user] or b"", type=Recommendation)
+        assert made.history_length == len(row)
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    batches=st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.sampled_from(USERS), st.sampled_from(KNOWN)), max_size=6),
+            st.none() | st.tuples(st.sampled_from(USERS), st.sets(st.sampled_from(ITEMS))),
+        ),
+        max_size=6,
+    )
+)
+def test_no_list_holds_what_its_user_has_blocked(
+    releases: list[ServedModel],
+    has_model: bool,
+    exclude_seen: bool,
+    batches: list[tuple[list[tuple[str, str]], tuple[str, set[str]] | None]],
+) -> None:
+    """A list is the best of what is neither blocked nor, where so set, seen; others' stay whole."""
+    model = releases[0] if has_model else None
+    world = World(model, exclude_seen=exclude_seen)
+    blocked: dict[str, set[str]] = {}
+    history: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
+    for nth, (events, command) in enumerate(batches):
+        if command is not None:
+            world.command(command[0], nth, blocked_items=sorted(command[1]))
+            blocked[command[0]] = command[1]
+        at = len(world.log[0])
+        for user, item in events:
+            world.produce(0, user, item)
+            history.setdefault(user, []).append(item)
+            counts[item] = counts.get(item, 0) + 1
+        for result in world.process(0, at, len(world.log[0])):
+            for key, value in result.outputs:
+                user = key.decode()
+                out = set(blocked.get(user, ()))
+                if exclude_seen:
+                    out |= set(history[user][-RING:])
+                made = msgspec.json.decode(value or b"", type=Recommendation)
+                listed = [item.item_id for item in made.items]
+                if model is None:
+                    scores = {item: float(count) for item, count in counts.items()}
+                else:
+                    scores = _scores(model, history[user])
+                left = sorted((scores[item] for item in scores.keys() - out), reverse=True)[:K]
+                assert not out.intersection(listed)
+                np.testing.assert_allclose([scores[item] for item in listed], left, atol=1e-5)
+
+
+def _scores(model: ServedModel, items: list[str]) -> dict[str, float]:
+    """Every item's score after one scan of a history of known items."""
+    known = [model.index_of[item] for item in items]
+    _, outputs = model.serving.advance(
+        model.serving.init_state(1), torch.tensor(known), torch.tensor([len(known)])
+    )
+    scores = model.serving.scores(outputs[-1:])[0].tolist()
+    return {item: scores[index] for item, index in model.index_of.items()}
+
+
+def test_of_several_commands_the_latest_by_its_time_rules(releases: list[ServedModel]) -> None:
+    """They come on several partitions; what was forgotten stays so, whatever comes later."""
+    world = World(releases[0])
+    world.command("user", 7, blocked_items=["item-1"])
+    world.command("user", 9, blocked_items=["item-2"])
+    world.command("user", 8, forget_before_ms=5, blocked_items=["item-3"])
+    world.hearing.take_up()
+
+    blocked = world.hearing.blocked({0: [b"other", b"user"]})
+
+    assert {user: items.tolist() for user, items in blocked.items()} == {1: [item_hash("item-2")]}
+    assert world.hearing.forget_before_ms == {b"user": 5}
+    world.command("user", 10)
+    world.hearing.take_up()
+    assert world.hearing.blocked({0: [b"user"]}) == {}
+    assert world.hearing.forget_before_ms == {b"user": 5}
+
+
+def test_a_row_that_is_away_is_erased_too(releases: list[ServedModel]) -> None:
+    """Also where its user never comes back, and another owner has the partition meanwhile."""
+    world = World(releases[0])
+    for number in range(10):  # three rows are held at once
+        world.produce(0, f"user-{number}", "item-1")
+    for number in range(10):
+        world.process(0, number, number + 1)
+        world.settle()
+    for number in range(5):
+        world.command(f"user-{number}", 1, forget_before_ms=3000)
+
+    assert world.processor.refresh(()) == {}
+    assert world.processor.refresh((0, 1)) == {0: 5}
+    assert world.processor.refresh((0, 1)) == {}
+    world.settle()
+    assert {key for _, key in world.rows()} == {b"user-%d" % number for number in range(5, 10)}
+
+    world.command("user-5", 1, forget_before_ms=3000)
+    world.processor.refresh(())
+    world.processor.forget(0)
+    assert world.processor.refresh((0,)) == {0: 1}
+    world.settle()
+    assert len(world.rows()) == 4
+    assert world.metrics.users_forgotten._value.get() == 6
