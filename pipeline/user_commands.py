@@ -104,7 +104,7 @@ def newest_commands(
     """Return what holds of each user that has a record, by key, with the record that says so.
 
     A user can have records on several partitions: the one with the newest timestamp rules, of equal
-    ones that which comes later here.
+    ones that which comes later here. But what is forgotten by any of them stays so.
 
     Args:
         commands: All of them, as `read_user_commands` yields them.
@@ -113,6 +113,9 @@ def newest_commands(
     for record, command in commands:
         key = record.key
         assert key  # else it were no command
-        if key not in newest or record.timestamp >= newest[key][0].timestamp:
-            newest[key] = record, command
+        earlier, earlier_command = newest.get(key, (record, command))
+        before_ms = max(command.forget_before_ms, earlier_command.forget_before_ms)
+        if record.timestamp < earlier.timestamp:
+            record, command = earlier, earlier_command
+        newest[key] = record, msgspec.structs.replace(command, forget_before_ms=before_ms)
     return newest

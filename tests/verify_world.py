@@ -228,9 +228,9 @@ class StreamWorld:
                     self.names.dead_letters, partition, letter.key, letter.value, headers
                 )
 
-    def _dated(self, value: bytes) -> bytes:
+    def _dated(self, value: bytes | None) -> bytes | None:
         """A recommendation as made now by the topics' clock."""
-        if self.topics.now_ms is None:
+        if value is None or self.topics.now_ms is None:
             return value
         output = msgspec.json.decode(value)
         return msgspec.json.encode({**output, "emitted_at_ms": self.topics.now_ms})

@@ -1,6 +1,6 @@
 """The changelog as `lrurec verify` reads it: each user's newest row."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,13 +58,23 @@ class Rows:
         newest: Each user's newest row.
         deleted: Users whose row was deleted, last of all.
         layouts: Every layout that a row in the topic was written under.
-        forgotten: By key, the latest time up to which a row says that its user is forgotten.
     """
 
     newest: dict[UserOf, Row]
     deleted: set[UserOf]
     layouts: set[RowLayout]
-    forgotten: dict[bytes, int]
+
+    def forgotten_of(self, keys: Collection[bytes]) -> dict[bytes, int]:
+        """Return up to what time rows say that their users are forgotten, of those that have any.
+
+        Args:
+            keys: The users asked for.
+        """
+        found: dict[bytes, int] = {}
+        for (_, key), row in self.newest.items():
+            if key in keys:
+                found[key] = max(found.get(key, 0), int(row.head["forgotten_before_ms"]))
+        return found
 
     def reached(self, partition: int, committed: int) -> int:
         """Return up to where a partition was answered for: rows may be ahead of its commit."""
@@ -102,7 +112,6 @@ def read_rows(changelog: Iterable[Record]) -> Rows:
     for user, value in newest.items():
         by_layout.setdefault(layout_of(value) or NO_LAYOUT, []).append(user)
     rows: dict[UserOf, Row] = {}
-    forgotten: dict[bytes, int] = {}
     for layout, users in by_layout.items():
         decoded = layout.decode([newest[user] for user in users])
         for i, user in enumerate(users):
@@ -113,8 +122,4 @@ def read_rows(changelog: Iterable[Record]) -> Rows:
                 damaged=bool(decoded.damaged[i]),
                 reborn=user in deleted_before,
             )
-        before_ms = decoded.heads["forgotten_before_ms"]
-        for i in np.flatnonzero(before_ms).tolist():
-            key = users[i][1]
-            forgotten[key] = max(int(before_ms[i]), forgotten.get(key, 0))
-    return Rows(rows, deleted, set(layouts.values()), forgotten)
+    return Rows(rows, deleted, set(layouts.values()))

@@ -5,7 +5,7 @@ made before the newest command of a user was surely heard is not judged by any.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.cluster.clients import Record
@@ -23,8 +23,8 @@ class Told:
         forget_before_ms: The user's events from before this time never happened.
         blocked: Ids of the items that are not to be recommended to the user.
         record_ms: Timestamp of the record that says so.
-        is_lowered: The user was to be forgotten up to a later time before. Workers that have read
-            that keep to it until they start again.
+        is_lowered: The user was to be forgotten up to a later time before, or may have been.
+            Workers that have read that keep to it until they start again.
         is_settled: Every worker had heard it when the rows were read.
     """
 
@@ -46,14 +46,16 @@ class Told:
 
 
 def read_users(
-    records: Iterable[Record], forgotten_in_rows: Mapping[bytes, int], now_ms: int
+    records: Iterable[Record],
+    forgotten_in_rows: Callable[[Collection[bytes]], Mapping[bytes, int]],
+    now_ms: int,
 ) -> dict[bytes, Told]:
     """Return what holds of each user that the topic names, by key.
 
     Args:
         records: The users topic.
-        forgotten_in_rows: By key, the latest time up to which a row says its user is forgotten.
-            Where compaction has removed records, that may be what is left of them.
+        forgotten_in_rows: Up to what time rows say that their users are forgotten, of users that
+            have one. Where compaction has removed records, that may be what is left of them.
         now_ms: When the rows were read.
     """
     records = list(records)
@@ -62,11 +64,12 @@ def read_users(
     for record, command in commands:
         key = record.key or b""
         highest[key] = max(highest.get(key, 0), command.forget_before_ms)
+    in_rows = forgotten_in_rows(highest.keys()) if has_gaps else {}
     told: dict[bytes, Told] = {}
     for key, (record, command) in newest_commands(commands).items():
         before_ms = command.forget_before_ms
-        in_rows = forgotten_in_rows.get(key, 0) if has_gaps else 0
-        is_lowered = max(highest[key], in_rows) > before_ms
+        is_traceless = has_gaps and not before_ms and key not in in_rows
+        is_lowered = is_traceless or before_ms < max(highest[key], in_rows.get(key, 0))
         told[key] = Told(
             forget_before_ms=before_ms,
             blocked=frozenset(command.blocked_ids),

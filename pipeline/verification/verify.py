@@ -134,7 +134,8 @@ class _Verification:
         return without - self._topics.committed_offsets().keys() if without else without
 
     def _read_users(self, rows: Rows) -> dict[bytes, Told]:
-        return read_users(self._topics.read(self._names.users), rows.forgotten, self._now_ms)
+        records = self._topics.read(self._names.users)
+        return read_users(records, rows.forgotten_of, self._now_ms)
 
     def _read_log(
         self, committed: Mapping[int, int], rows: Rows, told: Mapping[bytes, Told]

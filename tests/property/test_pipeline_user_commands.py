@@ -30,7 +30,7 @@ def test_the_newest_record_of_a_user_rules(drawn: list[tuple[bytes, int, int]]) 
     commands = [
         (
             UserRecord(partition=partition, offset=number, timestamp=timestamp, key=key),
-            UserCommand(forget_before_ms=number),
+            UserCommand(forget_before_ms=number, blocked_items=(number,)),
         )
         for number, (key, partition, timestamp) in enumerate(drawn)
     ]
@@ -42,4 +42,11 @@ def test_the_newest_record_of_a_user_rules(drawn: list[tuple[bytes, int, int]]) 
     newest = newest_commands(commands)
 
     assert {key: record.offset for key, (record, _) in newest.items()} == expected
-    assert {key: command.forget_before_ms for key, (_, command) in newest.items()} == expected
+    assert {key: command.blocked_items for key, (_, command) in newest.items()} == {
+        key: (number,) for key, number in expected.items()
+    }
+    # What one of them says is forgotten stays so.
+    assert {key: command.forget_before_ms for key, (_, command) in newest.items()} == {
+        key: max(number for number, (other, _, _) in enumerate(drawn) if other == key)
+        for key in expected
+    }

@@ -22,12 +22,16 @@ TRUE = VerifyReport(
         applied=397924,
         duplicate=3,
         skipped=0,
+        forgotten=0,
         dead=7,
         without_record=0,
         missing=0,
         pending=12,
     ),
     outputs=OutputCounts(checked=18772, lists=18700, short=0, missing=0, wrong=0, unverifiable=0),
+    users_told=0,
+    users_forgotten=0,
+    unforgotten=0,
     stale=0,
     dead_letters_wrong=0,
     dead_letters_unverifiable=0,
@@ -78,6 +82,27 @@ def test_a_broken_promise_is_named(change: dict[str, object], promise: str) -> N
     assert not report.holds
     assert len(broken) == 1
     assert broken[0].startswith(promise)
+
+
+def test_forgotten_users_have_a_line_where_there_are_any() -> None:
+    """It says how many there are, and is broken where one of them is still there."""
+    told = replace(
+        TRUE, users_told=3, users_forgotten=2, offsets=replace(TRUE.offsets, forgotten=1200)
+    )
+    line = "A forgotten user stays forgotten"
+    assert line not in printed(replace(TRUE, users_told=3))
+
+    (kept,) = [text for text in printed(told).splitlines() if line in text]
+    (broken,) = [
+        text
+        for text in printed(replace(told, rows_wrong=1, unforgotten=1)).splitlines()
+        if line in text
+    ]
+
+    assert "holds" in kept
+    assert "2 users, 1,200 of their events left out" in kept
+    assert "BROKEN" in broken
+    assert "1 states and recommendations hold what was to be forgotten" in broken
 
 
 def test_findings_and_what_was_not_judged_are_listed() -> None:

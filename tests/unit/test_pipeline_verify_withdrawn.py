@@ -7,7 +7,7 @@ import pytest
 
 from models.release import Release
 from pipeline.settings import RecommendSettings, Settings
-from pipeline.verification.lists import WITHDRAWN_MARGIN_MS
+from pipeline.verification.commands import HEARD_WITHIN_MS
 from pipeline.verification.report import Kind
 from tests.verify_world import ITEMS, RING, K, StreamWorld, wrong
 
@@ -48,7 +48,7 @@ def test_what_is_not_surely_withdrawn_is_not_called_excluded(
     withdraw_all(world, value, time.time_ns() // 1_000_000 - minutes_ago * 60_000)
 
     assert wrong(world.verify()) == {}
-    assert WITHDRAWN_MARGIN_MS > 60_000
+    assert HEARD_WITHIN_MS > 60_000
 
 
 def test_an_item_that_came_back_meanwhile_is_not_called_excluded(world: StreamWorld) -> None:
