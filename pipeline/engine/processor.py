@@ -52,7 +52,8 @@ class PartitionResult:
 
     Attributes:
         partition: Its number.
-        outputs: (key, value) records for the output topic, same partition number, in order.
+        outputs: (key, value) records for the output topic, same partition number, in order; a null
+            value takes back what was put out under the key.
         dead_letters: Records that cannot be used.
         moved_rows: Rows of this partition that no snapshot has taken yet.
         newest_offset: The highest source offset that a row of these outputs reflects; -1: none.
@@ -60,7 +61,7 @@ class PartitionResult:
     """
 
     partition: int
-    outputs: list[tuple[bytes, bytes]]
+    outputs: list[tuple[bytes, bytes | None]]
     dead_letters: list[DeadLetter] = field(default_factory=list)
     moved_rows: int = 0
     newest_offset: int = -1

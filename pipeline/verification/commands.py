@@ -23,8 +23,8 @@ class Told:
         forget_before_ms: The user's events from before this time never happened.
         blocked: Ids of the items that are not to be recommended to the user.
         record_ms: Timestamp of the record that says so.
-        is_lowered: The user was to be forgotten up to a later time before, or may have been.
-            Workers that have read that keep to it until they start again.
+        is_lowered: The user was to be forgotten up to a later time by a record that compaction has
+            removed, or may have been. Workers that have read it keep to it until they start again.
         is_settled: Every worker had heard it when the rows were read.
     """
 
@@ -60,16 +60,13 @@ def read_users(
     """
     records = list(records)
     has_gaps, commands = _has_gaps(records), list(_commands(records))
-    highest: dict[bytes, int] = {}
-    for record, command in commands:
-        key = record.key or b""
-        highest[key] = max(highest.get(key, 0), command.forget_before_ms)
-    in_rows = forgotten_in_rows(highest.keys()) if has_gaps else {}
+    newest = newest_commands(commands)
+    in_rows = forgotten_in_rows(newest.keys()) if has_gaps else {}
     told: dict[bytes, Told] = {}
-    for key, (record, command) in newest_commands(commands).items():
+    for key, (record, command) in newest.items():
         before_ms = command.forget_before_ms
         is_traceless = has_gaps and not before_ms and key not in in_rows
-        is_lowered = is_traceless or before_ms < max(highest[key], in_rows.get(key, 0))
+        is_lowered = is_traceless or before_ms < in_rows.get(key, 0)
         told[key] = Told(
             forget_before_ms=before_ms,
             blocked=frozenset(command.blocked_ids),

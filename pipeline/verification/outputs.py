@@ -313,8 +313,7 @@ class OutputCheck:
             else:
                 self._add(user, offset, problem)
         for user, output in self._last_early.items():
-            if user[1] not in changed:
-                self._check_last_early(user, output)
+            self._check_last_early(user, output)
         for output in self._with_excluded:
             if items := self._rules.excluded(output, withdrawn):
                 what, expected = "items", "none that was withdrawn long before"

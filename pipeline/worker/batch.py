@@ -49,6 +49,7 @@ class MicroBatch:
         dead: Per partition the records that cannot be used.
         skipped: Events whose type does not count.
         forgotten: Events from before the time up to which their user is forgotten.
+        forgotten_users: Per partition the keys of these events' users.
         partitions: Every partition that a chunk came from.
     """
 
@@ -65,6 +66,7 @@ class MicroBatch:
     dead: dict[int, list[DeadRecord]] = field(default_factory=dict)
     skipped: int = 0
     forgotten: int = 0
+    forgotten_users: dict[int, set[bytes]] = field(default_factory=dict)
 
     @property
     def n_users(self) -> int:
@@ -99,6 +101,7 @@ def decode_chunks(
     ids: dict[int, list[tuple[str, str | None]]] = {partition: [] for partition in keys}
     dead: dict[int, list[DeadRecord]] = {}
     skipped = forgotten = 0
+    forgotten_users: dict[int, set[bytes]] = {}
     for partition, chunk in chunks:
         users, add_row, add_ids = keys[partition], rows[partition].append, ids[partition].append
         for record in chunk.records:
@@ -114,6 +117,7 @@ def decode_chunks(
             before_ms = forget_of(event.user_key, 0)
             if before_ms and is_forgotten(before_ms, event.timestamp_ms, record.timestamp):
                 forgotten += 1
+                forgotten_users.setdefault(partition, set()).add(event.user_key)
                 continue
             user = users.setdefault(event.user_key, len(users))
             add_row((user, record.offset, event.timestamp_ms, record.timestamp))
@@ -137,6 +141,7 @@ def decode_chunks(
         dead=dead,
         skipped=skipped,
         forgotten=forgotten,
+        forgotten_users=forgotten_users,
     )
 
 

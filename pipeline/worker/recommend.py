@@ -332,6 +332,8 @@ class RecommendationProcessor:
             )
             if self._transactional:
                 outputs = list(compress(outputs, answered.tolist()))
+            else:
+                outputs += self._taken_back(batch, partition)
             letters = [dead.letter for dead in batch.dead.get(partition, ())]
             newest = int(self._hot.heads["offset"][at].max(initial=-1))
             moved = self._hot.moved_rows(partition)
@@ -340,6 +342,17 @@ class RecommendationProcessor:
             results.append(PartitionResult(partition, outputs, letters, moved, newest, record_ms))
             first = last
         return results
+
+    def _taken_back(self, batch: MicroBatch, partition: int) -> list[tuple[bytes, bytes | None]]:
+        """Take lists back that left before a crash, which their users' rows did not outlive.
+
+        The events behind them are read again, but are forgotten by now.
+        """
+        keys = sorted(batch.forgotten_users.get(partition, set()) - {*batch.users[partition]})
+        if not keys:
+            return []
+        has_events = self._hot.heads["event_count"][self._hot.find(partition, keys)] > 0
+        return [(key, None) for key in compress(keys, (~has_events).tolist())]
 
     def _count(
         self,

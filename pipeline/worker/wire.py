@@ -40,7 +40,7 @@ class Recommendation(msgspec.Struct, frozen=True):
 
 def encode_recommendations(
     partition: int, keys: Sequence[bytes], heads: Heads, ranked: Ranked, first: int, version: int
-) -> list[tuple[bytes, bytes]]:
+) -> list[tuple[bytes, bytes | None]]:
     """Return (key, value) records for the users of one partition.
 
     Args:
@@ -55,7 +55,7 @@ def encode_recommendations(
     quote = msgspec.json.encode
     item_json = ranked.item_json
     last = first + len(keys)
-    records = []
+    records: list[tuple[bytes, bytes | None]] = []
     for key, items, scores, source, offset, timestamp_ms, count in zip(
         keys,
         ranked.items[first:last].tolist(),
