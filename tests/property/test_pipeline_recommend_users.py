@@ -264,3 +264,26 @@ def test_a_row_that_is_away_is_erased_too(releases: list[ServedModel]) -> None:
     world.settle()
     assert len(world.rows()) == 4
     assert world.metrics.users_forgotten._value.get() == 7
+
+
+def test_a_list_that_outlived_its_state_is_taken_back(releases: list[ServedModel]) -> None:
+    """It left before a crash; the forgotten event behind it is read again, and nothing is left."""
+    world = World(releases[0])
+    for user in USERS:
+        world.produce(0, user, "item-1")
+    world.process(0, 0, 3)
+    world.start()
+    world.command("user-1", 1, forget_before_ms=3000)
+    world.command("user-2", 1, forget_before_ms=3000)
+    world.produce(0, "user-2", "item-2", timestamp_ms=4_000_000, record_ms=4_000_000)
+
+    [result] = world.process(0, 0, 4)
+
+    assert {key: value is None for key, value in result.outputs} == {
+        b"user-0": False,
+        b"user-1": True,
+        b"user-2": False,
+    }
+    world.produce(0, "user-2", "item-3")  # a late one of before: the list stays
+    [result] = world.process(0, 4, 5)
+    assert result.outputs == []
