@@ -279,7 +279,7 @@ class ChangelogReader:
         # The last row of a key counts; the older ones need not be written.
         rows = {record.key: record.value for record in chunk.records}
         if reading.broken:
-            rows = self._without_older(reading.partition, rows)
+            rows = self._without_older(reading, chunk, rows)
             if reading.lacking is None:
                 reading.seen.update(rows)
         forgettable = reading.in_bulk and chunk.start < reading.end
@@ -312,15 +312,21 @@ class ChangelogReader:
             logger.info("partition %d: changelog and standby agree again", reading.partition)
 
     def _without_older(
-        self, partition: int, rows: dict[bytes, bytes | None]
+        self, reading: Reading, chunk: Chunk, rows: dict[bytes, bytes | None]
     ) -> dict[bytes, bytes | None]:
-        """Leave out rows that are older than the local ones: the log may have lost its end."""
-        local = self._store.get(partition, list(rows))
-        both = [
-            (key, mine, row)
-            for (key, row), mine in zip(rows.items(), local, strict=True)
-            if mine is not None and row is not None
-        ]
+        """Leave out rows that are older than the local ones: the log may have lost its end.
+
+        A tombstone is as old as the row that it deletes. Where this log does not tell of a row as
+        new as the local one, that may have come after it.
+        """
+        deleted = {r.key: r.value for r in chunk.records if r.value is not None}
+        local = self._store.get(reading.partition, list(rows))
+        both = []
+        for (key, row), mine in zip(rows.items(), local, strict=True):
+            other = deleted.get(key, b"") if row is None else row
+            is_of_this_log = reading.lacking is not None or key in reading.seen
+            if mine is not None and not (other == b"" and is_of_this_log):
+                both.append((key, mine, other))
         newer = self._newer([mine for _, mine, _ in both], [row for _, _, row in both])
         kept = {key for (key, _, _), is_newer in zip(both, newer, strict=True) if is_newer}
         return {key: row for key, row in rows.items() if key not in kept}

@@ -181,6 +181,10 @@ class OwnedPartition:
         """Tell whether there is something for a checkpoint."""
         return bool(self.events) or self.moved_rows > 0
 
+    def is_waited_for(self) -> bool:
+        """Tell whether its checkpoint may be waited for: not while that waits for outputs."""
+        return not self.lost and self.withdrawn_after is None
+
     def lose(self) -> None:
         """Note that another worker may own it; nobody waits for it any more."""
         self.lost = True
@@ -308,11 +312,16 @@ class Checkpointer:
         part.events, part.confirmations, part.moved_rows = [], [], 0
         part.calm.set()
         snapshot, results = await loop.run_in_executor(self._compute, self._take, part)
+        if part.withdrawn_after is not None:
+            part.calm.set()  # who waits for this checkpoint has outputs that go before it
         position = None
         if snapshot.rows:
             outputs = [record for result in results for record in result.outputs]
             withdrawn = [(key, row) for key, row in snapshot.rows if row is None]
-            await part.wait_to_withdraw()
+            if part.withdrawn_after is not None:
+                await part.wait_to_withdraw()
+                # In the topic, not only on their way: this goes by another producer.
+                await asyncio.gather(*confirmations, *part.confirmations)
             position = await self.log_rows(part, snapshot.rows, [*outputs, *withdrawn])
             part.withdrawn_after = None
             part.turn.set()

@@ -249,7 +249,9 @@ class StreamService(Service):
                 parts = dict(self.partitions)
                 moved = await loop.run_in_executor(self.compute, self.processor.refresh, set(parts))
                 for number, rows in moved.items():
-                    parts[number].moved_rows = max(rows, parts[number].moved_rows)
+                    part = parts[number]
+                    part.moved_rows = max(rows, part.moved_rows)
+                    self._begin_if_full(part)
                 await self.sleep(REFRESH_PERIOD_S)
         except asyncio.CancelledError:
             raise
@@ -306,14 +308,18 @@ class StreamService(Service):
             part.events.extend(chunks[part.number])
             part.next_offset = next_offset
             part.moved_rows = max(result.moved_rows, part.unsent_outputs)
-            if part.moved_rows >= self.options.checkpoint_max_rows:
-                part.calm.clear()
-                self.checkpointer.begin(part)
+            self._begin_if_full(part)
         if not self.options.transactional:
             self.processor.sent(results, time.time())
         for part in list(self.partitions.values()):  # others may be added meanwhile
-            while part.moved_rows >= 2 * self.options.checkpoint_max_rows and not part.lost:
+            while part.moved_rows >= 2 * self.options.checkpoint_max_rows and part.is_waited_for():
+                part.calm.clear()
+                self.checkpointer.begin(part)
                 await part.calm.wait()
+
+    def _begin_if_full(self, part: OwnedPartition) -> None:
+        if part.moved_rows >= self.options.checkpoint_max_rows:
+            self.checkpointer.begin(part)
 
     async def _require_same_log(self, number: int, newest_offset: int) -> None:
         """End the process where a row reflects an offset that its partition does not have yet.

@@ -41,6 +41,7 @@ class MicroBatch:
         user: int64 (e,), non-decreasing: the user of each event; a user's events come oldest first.
         offset: int64 (e,), of the record.
         timestamp_ms: int64 (e,), of the event.
+        earliest_ms: int64 (e,), the earlier of the event's time and its record's.
         item: int64 (e,), index in the vocabulary; 0 where the release does not know the item.
         item_hash: uint64 (e,), never 0.
         item_ids: The item ids of all events, in the same order.
@@ -57,6 +58,7 @@ class MicroBatch:
     user: Ints
     offset: Ints
     timestamp_ms: Ints
+    earliest_ms: Ints
     item: Ints
     item_hash: Hashes
     item_ids: list[str]
@@ -132,6 +134,7 @@ def decode_chunks(
         user=table[:, 0],
         offset=table[:, 1],
         timestamp_ms=table[:, 2],
+        earliest_ms=np.where(table[:, 3] < 0, table[:, 2], table[:, 2:4].min(axis=1)),
         item=item,
         item_hash=np.array([item_hash(item_id) for item_id, _ in names], np.uint64),
         item_ids=[item_id for item_id, _ in names],

@@ -118,15 +118,11 @@ class RecommendationProcessor:
 
     def refresh(self, owned: Collection[int]) -> Mapping[int, int]:
         """Go over to a release that waits; erase the rows of users who are to be forgotten."""
-        moved = {}
         with torch.inference_mode():
             self._take_up()
-            for partition in owned:
-                erased = self._users.erase_rows(self._hot, partition)
-                self._metrics.users_forgotten.inc(erased)
-                if erased:
-                    moved[partition] = self._hot.moved_rows(partition)
-        return moved
+            erased = self._users.erase_rows(self._hot, owned)
+        self._metrics.users_forgotten.inc(sum(erased.values()))
+        return {partition: self._hot.moved_rows(partition) for partition in erased}
 
     def _take_up(self) -> None:
         """Take up what other threads have: releases and commands about users."""
@@ -187,6 +183,7 @@ class RecommendationProcessor:
         fresh = batch.offset > hot.heads["offset"][slots][batch.user]
         if batch.event_id.any():
             self._drop_repeats(batch, slots, fresh)
+        self._keep_head_true(batch, slots, fresh)
         applied = Applied(
             user=batch.user[fresh],
             item=batch.item[fresh],
@@ -208,6 +205,16 @@ class RecommendationProcessor:
         had_events = heads["event_count"][slots[stale]] > 0
         self._hot.erase(slots[stale], before_ms[stale])
         self._metrics.users_forgotten.inc(int(np.count_nonzero(had_events)))
+
+    def _keep_head_true(self, batch: MicroBatch, slots: Ints, fresh: npt.NDArray[np.bool_]) -> None:
+        """Have rows claim no more than their new events keep to.
+
+        A worker may not have heard yet what the row's owner before knew when it began the row.
+        """
+        forgotten_before_ms = self._hot.heads["forgotten_before_ms"]
+        if forgotten_before_ms[slots].any():
+            at = slots[batch.user[fresh]]
+            np.minimum.at(forgotten_before_ms, at, batch.earliest_ms[fresh])
 
     def _drop_repeats(self, batch: MicroBatch, slots: Ints, fresh: npt.NDArray[np.bool_]) -> None:
         """Clear `fresh` where an event's id is among its user's last ones; note the new ids."""
@@ -351,7 +358,8 @@ class RecommendationProcessor:
         keys = sorted(batch.forgotten_users.get(partition, set()) - {*batch.users[partition]})
         if not keys:
             return []
-        has_events = self._hot.heads["event_count"][self._hot.find(partition, keys)] > 0
+        slots = self._hot.find(partition, keys)  # may make room, so before the heads are looked at
+        has_events = self._hot.heads["event_count"][slots] > 0
         return [(key, None) for key in compress(keys, (~has_events).tolist())]
 
     def _count(

@@ -4,7 +4,7 @@ A thread hears the topic; the compute thread takes up what was heard between two
 that one micro-batch is decoded and applied by the same commands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
 
@@ -69,19 +69,27 @@ class Users:
             else:
                 self._blocked.pop(key, None)
 
-    def erase_rows(self, hot: HotRows, partition: int) -> int:
+    def erase_rows(self, hot: HotRows, owned: Collection[int]) -> dict[int, int]:
         """Erase rows of users who are to be forgotten, until all are or the time is up.
 
+        Args:
+            hot: The rows in use.
+            owned: The partitions to look into; where the least was looked at comes first.
+
         Returns:
-            How many were erased.
+            By partition, how many were erased; without those of none.
         """
-        erased, until_s = 0, monotonic() + ERASE_BUDGET_S
-        at = self._looked_at.get(partition, 0)
-        while at < len(self._forgotten) and monotonic() < until_s:
-            keys = self._forgotten[at : at + ERASE_AT_ONCE]
-            erased += hot.erase_users(partition, {key: self.forget_before_ms[key] for key in keys})
-            at += len(keys)
-        self._looked_at[partition] = at
+        erased: dict[int, int] = {}
+        until_s = monotonic() + ERASE_BUDGET_S
+        for partition in sorted(owned, key=lambda number: self._looked_at.get(number, 0)):
+            at = self._looked_at.get(partition, 0)
+            while at < len(self._forgotten) and monotonic() < until_s:
+                keys = self._forgotten[at : at + ERASE_AT_ONCE]
+                times = {key: self.forget_before_ms[key] for key in keys}
+                if number := hot.erase_users(partition, times):
+                    erased[partition] = erased.get(partition, 0) + number
+                at += len(keys)
+            self._looked_at[partition] = at
         return erased
 
     def leave(self, partition: int) -> None:

@@ -99,10 +99,10 @@ class World:
         self.log: dict[int, list[Any]] = {0: [], 1: []}
         self.start()
 
-    def start(self) -> None:
+    def start(self, *, is_deaf: bool = False) -> None:
         self.metrics = Metrics(CollectorRegistry())
         self.hearing = Users()
-        for record in self.users:
+        for record in [] if is_deaf else self.users:
             self.hearing.hear(record)
         self.processor = RecommendationProcessor(
             self.settings,

@@ -45,7 +45,7 @@ _COMMAND = st.tuples(
     _TIME,  # forget before
     st.integers(0, 3),  # the record's own time: later records may be older
 )
-_ACTION = st.tuples(st.sampled_from(["read", "settle", "crash", "refresh"]))
+_ACTION = st.tuples(st.sampled_from(["read", "settle", "crash", "deaf", "hear", "refresh"]))
 
 
 class Reference:
@@ -76,6 +76,9 @@ class Reference:
             recent = [event_id for _, _, event_id in row if event_id][-8:]
             if (row and record.offset <= row[-1][0]) or event.get("event_id") in recent:
                 continue
+            # By a worker that had not heard what the row's owner before had.
+            forgotten_ms = self.forgotten_ms.get((partition, user), 0)
+            self.forgotten_ms[partition, user] = min([forgotten_ms, *times])
             row.append((record.offset, event["item_id"], event.get("event_id")))
 
     def settle(self) -> None:
@@ -98,9 +101,15 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
     world, reference = World(model), Reference()
     at, committed = {0: 0, 1: 0}, {0: 0, 1: 0}
     told: dict[str, int] = {}
+    heard: dict[str, int] = {}
+
+    def hear() -> None:
+        for record in unheard:
+            world.hearing.hear(record)
+        heard.update(told)
 
     def read() -> None:
-        reference.before_ms = dict(told)
+        reference.before_ms = dict(heard)
         for partition in (0, 1):
             end = len(world.log[partition])
             for result in world.process(partition, at[partition], end):
@@ -110,13 +119,14 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
             at[partition] = end
 
     def refresh() -> None:
-        reference.before_ms = dict(told)
+        reference.before_ms = dict(heard)
         world.processor.refresh((0, 1))
         for place in list(reference.rows):
             reference.forget(place)
 
     lists: dict[tuple[int, str], bytes | None] = {}
-    for kind, *told_of in [*story, ("read",), ("refresh",), ("settle",)]:
+    unheard: list[Any] = []
+    for kind, *told_of in [*story, ("hear",), ("read",), ("refresh",), ("settle",)]:
         if kind == "event":
             partition, user, item, timestamp, record, event_id = told_of
             world.produce(
@@ -131,6 +141,7 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
             user, before, record = told_of
             world.command(user, record, forget_before_ms=BASE_MS + before)
             told[user] = max(told.get(user, 0), BASE_MS + before)
+            heard[user] = max(heard.get(user, 0), BASE_MS + before)
         elif kind == "read":
             read()
         elif kind == "refresh":
@@ -139,8 +150,13 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
             world.settle()
             reference.settle()
             committed = dict(at)
-        else:
-            world.start()
+        elif kind == "hear":
+            hear()
+            unheard = []
+        else:  # the next owner may not have heard yet what this one had
+            world.start(is_deaf=kind == "deaf")
+            unheard = [*world.users] if kind == "deaf" else []
+            heard = {} if kind == "deaf" else dict(told)
             reference.crash()
             at = dict(committed)
 
@@ -155,6 +171,8 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
         assert ring[0, : lengths[0]].tolist() == [item_hash(item) for item in items[-RING:]]
         assert (head["event_count"], head["offset"]) == (len(row), row[-1][0])
         assert head["forgotten_before_ms"] == told.get(user, 0)
+        events = [msgspec.json.decode(world.log[partition][offset].value) for offset, _, _ in row]
+        assert min(event["timestamp_ms"] for event in events) >= told.get(user, 0)
         truth = state_of(model, items[head["started_at"] :])
         np.testing.assert_allclose(hidden, truth, atol=STATE_TOLERANCE)
         made = msgspec.json.decode(lists[partition, user] or b"", type=Recommendation)
@@ -275,7 +293,7 @@ def test_a_list_that_outlived_its_state_is_taken_back(releases: list[ServedModel
     world.start()
     world.command("user-1", 1, forget_before_ms=3000)
     world.command("user-2", 1, forget_before_ms=3000)
-    world.produce(0, "user-2", "item-2", timestamp_ms=4_000_000, record_ms=4_000_000)
+    world.produce(0, "user-2", "item-2", timestamp_ms=BASE_MS, record_ms=BASE_MS)
 
     [result] = world.process(0, 0, 4)
 

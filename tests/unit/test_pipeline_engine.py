@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import random
 import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -99,72 +98,6 @@ def test_no_transaction_is_committed_without_a_batch_of_it(topic: str, nth: int)
             asyncio.run(checkpointer.log_rows(part, large, [(b"u", b"answer")]))
 
     assert not producer.has_committed
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_what_takes_lists_back_leaves_behind_them_and_before_later_ones(seed: int) -> None:
-    """A list from before a user was forgotten must not outlive the null, nor fall to it."""
-    rng = random.Random(seed)
-    left: list[tuple[str, int]] = []
-
-    async def pause() -> None:
-        for _ in range(rng.randrange(6)):
-            await asyncio.sleep(0)
-
-    async def emit(part: OwnedPartition) -> None:
-        while part.emitted < 20:
-            if part.emitted == part.computed:
-                await asyncio.sleep(0)
-                continue
-            await pause()
-            await part.wait_to_emit()
-            left.append(("list", part.emitted + 1))
-            part.emitted += 1
-            part.turn.set()
-
-    async def withdraw(part: OwnedPartition) -> None:
-        while part.computed < 20:
-            await pause()
-            part.withdrawn_after = computed = part.computed
-            await pause()
-            await part.wait_to_withdraw()
-            await pause()
-            left.append(("null", computed))
-            part.withdrawn_after = None
-            part.turn.set()
-            part.computed += rng.randrange(3)
-
-    async def run() -> None:
-        part = OwnedPartition(0, None)  # type: ignore[arg-type]  # nothing is sent
-        tasks = [asyncio.create_task(emit(part)), asyncio.create_task(withdraw(part))]
-        while part.computed < 20:
-            part.computed += 1
-            await pause()
-        await asyncio.gather(*tasks)
-
-    asyncio.run(asyncio.wait_for(run(), 10))
-
-    assert left == sorted(left, key=lambda one: (one[1], one[0]))
-    assert len([kind for kind, _ in left if kind == "null"]) > 1
-
-
-def test_a_partition_that_is_lost_holds_nobody_up() -> None:
-    """Neither lists nor what takes them back are waited for any more."""
-
-    async def run() -> None:
-        part = OwnedPartition(0, None, withdrawn_after=1)  # type: ignore[arg-type]
-        other = OwnedPartition(1, None, withdrawn_after=1, emitted=1)  # type: ignore[arg-type]
-        waiting = [
-            asyncio.ensure_future(part.wait_to_withdraw()),
-            asyncio.ensure_future(other.wait_to_emit()),
-        ]
-        await asyncio.sleep(0.01)
-        assert not any(task.done() for task in waiting)
-        part.lose()
-        other.lose()
-        await asyncio.wait_for(asyncio.gather(*waiting), 5)
-
-    asyncio.run(run())
 
 
 def test_a_partition_may_come_while_the_stream_waits_for_a_checkpoint() -> None:
