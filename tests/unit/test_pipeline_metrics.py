@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from pipeline.errors import DeadReason, PortTaken, SettingsInvalid
-from pipeline.metrics import Metrics, MetricsServer, TrainerMetrics, serve
+from pipeline.metrics import EVENT_RESULTS, Metrics, MetricsServer, TrainerMetrics, serve
 from state.store import StoreStats
 
 
@@ -75,7 +75,9 @@ def test_results_of_events_sum_to_the_records(registry: CollectorRegistry) -> No
     """Each record counts under one result; unknown items are told from the applied ones."""
     dead = {DeadReason.NOT_JSON: 2, DeadReason.BAD_USER: 1}
 
-    Metrics(registry).count_events(applied=10, duplicate=4, skipped=5, unknown_item=3, dead=dead)
+    Metrics(registry).count_events(
+        applied=10, duplicate=4, skipped=5, forgotten=6, unknown_item=3, dead=dead
+    )
 
     def value(result: str) -> float | None:
         return registry.get_sample_value("lrurec_events_total", {"result": result})
@@ -85,10 +87,8 @@ def test_results_of_events_sum_to_the_records(registry: CollectorRegistry) -> No
         "unknown_item": 3,
         "dead": 3,
     }
-    records = sum(
-        value(r) or 0 for r in ("applied", "unknown_item", "duplicate", "skipped", "dead")
-    )
-    assert records == registry.get_sample_value("lrurec_batch_events_sum") == 22
+    records = sum(value(result) or 0 for result in EVENT_RESULTS)
+    assert records == registry.get_sample_value("lrurec_batch_events_sum") == 28
     assert registry.get_sample_value("lrurec_dead_events_total", {"reason": "not_json"}) == 2
 
 
