@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ class OffsetProcessor:
                 result.outputs.append((record.key, record.value))
         return list(results.values())
 
-    def refresh(self) -> None:
+    def refresh(self, owned: Collection[int]) -> Mapping[int, int]:
         """Nothing changes elsewhere."""
+        return {}
 
     def snapshot(self, partition: int) -> Snapshot:
         return Snapshot(rows=list(self._rows.pop(partition, {}).items()))

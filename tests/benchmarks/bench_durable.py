@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,8 +64,9 @@ class CountingProcessor:
             results.append(PartitionResult(partition, outputs, [], len(moved)))
         return results
 
-    def refresh(self) -> None:
+    def refresh(self, owned: Collection[int]) -> Mapping[int, int]:
         """Nothing changes elsewhere."""
+        return {}
 
     def snapshot(self, partition: int) -> Snapshot:
         counts, filler = self._counts[partition], self._filler

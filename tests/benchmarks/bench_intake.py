@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import aiokafka
@@ -84,8 +84,9 @@ class IdleProcessor:
         self._stopwatch.count(sum(len(chunk) for _, chunk in chunks))
         return [PartitionResult(partition, []) for partition in dict.fromkeys(p for p, _ in chunks)]
 
-    def refresh(self) -> None:
+    def refresh(self, owned: Collection[int]) -> Mapping[int, int]:
         """Nothing changes elsewhere."""
+        return {}
 
     def snapshot(self, partition: int) -> Snapshot:
         return Snapshot(rows=[])
