@@ -172,7 +172,7 @@ def test_workers_that_die_while_users_are_forgotten_and_come_back(stream: Settin
     settings = [own_worker(stream, number) for number in range(2)]
     with running_worker(settings[0]) as first, running_worker(settings[1]) as second:
         workers = [first, second]
-        for number in range(3):
+        for number in range(2):
             workers[number % 2].wait_until_ready()
             produce(stream, *rng.choices(range(USERS), k=200))
             for user in rng.sample(range(USERS), 2):

@@ -131,6 +131,7 @@ def test_topics_of_a_true_stream_hold(world: StreamWorld, tmp_path: Path) -> Non
         "applied": 14,
         "duplicate": 1,
         "skipped": 0,
+        "forgotten": 0,
         "dead": 2,
         "without_record": 3,
         "missing": 0,

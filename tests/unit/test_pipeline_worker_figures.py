@@ -32,7 +32,7 @@ class Page:
 def work(page: Page) -> None:
     """A micro-batch of 20 records for 12 users, and its checkpoint."""
     metrics = page.metrics
-    metrics.count_events(applied=17, duplicate=2, skipped=1, unknown_item=3, dead={})
+    metrics.count_events(applied=17, duplicate=2, skipped=1, forgotten=0, unknown_item=3, dead={})
     metrics.observe_stages(("decode", "load", "rank", "encode"), (0.001, 0.001, 0.005, 0.001))
     metrics.count_recommendations({"model": 11, "cold_start": 1}, short=2)
     metrics.count_checkpoint(12, 0.04)
