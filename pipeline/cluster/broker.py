@@ -37,6 +37,7 @@ POLL_S = 0.05
 START_DEADLINE_S = 90.0  # 4 s on an idle machine
 STOP_DEADLINE_S = 15.0  # under 1 s on an idle machine
 DYING_DEADLINE_S = 5.0  # of a killed process, until its last thread is gone; well under 1 s
+CLOSING_S = 0.5  # the kernel closes sockets a little after the last thread, on a busy machine
 ANSWER_DEADLINE_S = 5.0
 LOG_TAIL_LINES = 8
 # Detached: the shell prints the pid and goes; Kafka belongs to no terminal. Tied: the shell stays
@@ -274,9 +275,13 @@ def _why_not_serving(address: str) -> str | None:
 
 
 def _check_port_free(host: str, port: int) -> None:
-    deadline = time.monotonic() + DYING_DEADLINE_S
-    while not _is_free(port, host) and _any_dying() and time.monotonic() < deadline:
+    now_s = seen_dying_s = time.monotonic()
+    deadline_s = now_s + DYING_DEADLINE_S
+    while not _is_free(port, host) and now_s < min(deadline_s, seen_dying_s + CLOSING_S):
         time.sleep(POLL_S)
+        now_s = time.monotonic()
+        if _any_dying():
+            seen_dying_s = now_s
     if _is_free(port, host):
         return
     other = next((info for info in _all_running() if info.address == f"{host}:{port}"), None)
