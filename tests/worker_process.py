@@ -3,8 +3,13 @@
 Run as `python -m tests.worker_process STAGE:N:SIGNAL --settings...`: the N-th time that the stage
 is reached the process sends itself the signal: KILL, as a crash would, or STOP, which freezes it
 there until it is sent SIGCONT. `none:0:KILL` never does.
+
+Most of what a start takes is Python reading torch. Tests, which start hundreds of workers, have
+them forked from a process that has read it and begun nothing (`fork_workers`).
 """
 
+import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -20,6 +26,79 @@ from pipeline.settings import Settings, settings_flags
 
 ROOT = Path(__file__).parent.parent
 START_DEADLINE_S = 60.0
+READ_BEFORE = ("pipeline.commands.worker", "pipeline.worker.app")
+
+
+class Process(Protocol):
+    """What is asked of a worker's process; a `subprocess.Popen` is one."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
+
+
+def _spawned(command: list[str], log_file: Path) -> Process:
+    """A new Python, as an operator starts it."""
+    with log_file.open("ab") as log:
+        return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=log, stderr=log)
+
+
+class _Forked:
+    """A fork of the process that has read torch, with the manners of a `subprocess.Popen`."""
+
+    def __init__(self, command: list[str], log_file: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(READ_BEFORE))
+        # As a daemon it goes when the tests go; it starts no process of multiprocessing's.
+        self._process = context.Process(target=_become, args=(command, log_file), daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _become(command: list[str], log_file: Path) -> None:
+    """Be `python -m MODULE ARGUMENTS...` from here on."""
+    with log_file.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.chdir(ROOT)
+    module, *arguments = command
+    sys.argv = [module, *arguments]
+    importlib.import_module(module).main()
+
+
+_start: Callable[[list[str], Path], Process] = _spawned
+
+
+@contextmanager
+def fork_workers() -> Iterator[None]:
+    """Workers that start meanwhile are forks of one process that has read torch."""
+    global _start
+    _start, before = _Forked, _start
+    try:
+        yield
+    finally:
+        _start = before
 
 
 class WorkerProcess:
@@ -43,12 +122,9 @@ class WorkerProcess:
         self.settings = settings
         self.log_file = settings.worker.data_dir.parent / "worker.log"
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.touch()
         at = f"{die_at}:KILL" if freeze_at is None else f"{freeze_at}:STOP"
-        arguments = [sys.executable, "-m", module, at]
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*arguments, *settings_flags(settings)], cwd=ROOT, stdout=log, stderr=log
-            )
+        self.process = _start([module, at, *settings_flags(settings)], self.log_file)
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
