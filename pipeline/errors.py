@@ -3,6 +3,7 @@
 PipelineError
 ├── EventInvalid          a record that cannot be used         -> dead-letter topic, counted
 ├── SettingsInvalid       a setting breaks its rule            -> exit code 2
+│   └── FolderUnusable    releases cannot be written           -> the same; trainer at work waits
 ├── DataFileInvalid       a data file is not what it should be -> exit code 1
 ├── TopicMismatch         a topic is not as the settings say   -> exit code 1
 ├── BrokerUnavailable     no answer from Kafka                 -> retried for a while, then 1
@@ -72,6 +73,10 @@ class EventInvalid(PipelineError):
 
 class SettingsInvalid(PipelineError):
     """A setting breaks its rule. Action: change the flag or the variable that the message names."""
+
+
+class FolderUnusable(SettingsInvalid):
+    """The folder of releases cannot be written. Action: see to its rights, or its share."""
 
 
 class DataFileInvalid(PipelineError):

@@ -18,7 +18,7 @@ from models.manifest import Manifest
 from models.release import read_manifest
 from models.training_checkpoint import CheckpointUnwritable, ResumeMismatch
 from pipeline.cluster.topics import NO_ID, may_be_same
-from pipeline.errors import SettingsInvalid, TrainingLocked
+from pipeline.errors import FolderUnusable, TrainingLocked
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class TrainingFolder:
 
         Raises:
             TrainingLocked: Another training runs; the message has its process id.
-            SettingsInvalid: The folder cannot be written.
+            FolderUnusable: The folder cannot be written.
         """
         lock = self._path / "lock"
         try:
@@ -63,7 +63,7 @@ class TrainingFolder:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as exc:
             msg = f"trainer.releases_dir must be a folder that can be written: {exc}"
-            raise SettingsInvalid(msg) from exc
+            raise FolderUnusable(msg) from exc
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,7 +73,7 @@ class TrainingFolder:
                 raise TrainingLocked(msg) from exc
             except OSError as exc:
                 msg = f"trainer.releases_dir must be on a file system with locks: {lock}: {exc}"
-                raise SettingsInvalid(msg) from exc
+                raise FolderUnusable(msg) from exc
             with suppress(OSError):  # on a full disk the lock holds, but does not say whose it is
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, b"%d\n" % os.getpid())
@@ -121,8 +121,9 @@ class TrainingFolder:
             CheckpointUnwritable: The operating system refuses.
         """
         with self._changing():
-            self.checkpoint.unlink(missing_ok=True)
+            # First: without it there is nothing to go on with, wherever this is cut short.
             self._plan.unlink(missing_ok=True)
+            self.checkpoint.unlink(missing_ok=True)
             for half_written in self._path.glob("*.tmp"):
                 half_written.unlink(missing_ok=True)
 

@@ -29,9 +29,9 @@ from models.processes import Processes
 from models.release import Release, write_release
 from models.training import train
 from models.training_checkpoint import ResumeMismatch
-from models.training_result import TrainingProgress, TrainResult
+from models.training_result import TrainingDiverged, TrainingProgress, TrainResult
 from pipeline.cluster.topics import topic_id
-from pipeline.errors import NotEnoughEvents
+from pipeline.errors import NotEnoughEvents, SwapRejected
 from pipeline.settings import Settings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, release_versions
 from pipeline.training.gate import evaluate_release, serving_release, why_refused
@@ -46,7 +46,12 @@ from pipeline.training.sequences import (
     plan_ranges,
     read_sequences,
 )
-from pipeline.worker.releases import announce, read_announcements
+from pipeline.worker.releases import (
+    Announcement,
+    announce,
+    read_announcements,
+    require_own_number,
+)
 from pipeline.worker.served_model import choose_device
 
 _log = logging.getLogger(__name__)
@@ -136,6 +141,7 @@ def train_release(
         TrainingLocked: Another training runs in the same folder of releases.
         BrokerUnavailable: No answer from Kafka.
         TopicMismatch: A topic is missing.
+        SwapRejected: Another release was announced by the new one's number, just now.
         models.errors.ModelError: The training diverged, an interrupted one cannot be resumed with
             these settings, or the release cannot be written.
     """
@@ -143,7 +149,7 @@ def train_release(
     processes = processes or Processes()
     with folder.locked():
         started_s, started = time.time(), time.monotonic()
-        announcements = ask_broker(lambda: [one for _, one in read_announcements(settings)])
+        _announcements(settings, ask_broker)  # a topic that is missing is to be known now
         topic, kafka = settings.topics.interactions, settings.kafka
         found_id = ask_broker(lambda: topic_id(kafka, topic))
         interrupted = _interrupted(folder, topic, found_id) if resume else None
@@ -153,6 +159,7 @@ def train_release(
             folder.begin(plan)
         else:
             plan = interrupted
+        _log.info("training on %s", topic)
         try:
             read = ask_broker(lambda: read_sequences(settings, plan.ranges, progress))
             split = hold_out_last_items(
@@ -164,7 +171,12 @@ def train_release(
                 folder.clear()
             raise
         data_of_all = processes.from_first(TrainingData(read.vocabulary.n_items, split))
-        result = _train(settings, data_of_all, progress, processes)
+        try:
+            result = _train(settings, data_of_all, progress, processes)
+        except TrainingDiverged:
+            folder.clear()  # it would diverge again
+            raise
+        announcements = _announcements(settings, ask_broker)  # of now: a training takes its time
         serving = serving_release(announcements)
         metrics = _compare(settings, read, split, result, serving)
         refused = why_refused(
@@ -324,9 +336,16 @@ def _compare(
     return metrics
 
 
+def _announcements(settings: Settings, ask_broker: AskBroker) -> list[Announcement]:
+    return ask_broker(lambda: [one for _, one in read_announcements(settings)])
+
+
 def _announce(settings: Settings, release: Release, ask_broker: AskBroker) -> None:
     try:
+        ask_broker(lambda: require_own_number(settings, release))
         ask_broker(lambda: announce(settings, release))
+    except SwapRejected:
+        raise
     except BaseException:  # Kafka is away, or someone ends it: the training is not lost
         _log.warning(
             "release %d is whole, but not announced; to announce it: lrurec announce %s",

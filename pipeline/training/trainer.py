@@ -23,7 +23,13 @@ from models.training_checkpoint import ResumeMismatch
 from models.training_result import SELECTION_METRIC, TrainingProgress
 from pipeline.cluster.clients import end_offsets
 from pipeline.cluster.topics import NO_ID, may_be_same, topic_id
-from pipeline.errors import BrokerUnavailable, NotEnoughEvents, TrainingLocked
+from pipeline.errors import (
+    BrokerUnavailable,
+    FolderUnusable,
+    NotEnoughEvents,
+    SwapRejected,
+    TrainingLocked,
+)
 from pipeline.metrics import TrainerMetrics
 from pipeline.settings import Settings, TrainerSettings
 from pipeline.training.folder import TrainingFolder, manifests, release_versions
@@ -112,7 +118,8 @@ def is_due(
     # An end that went back means that the topic was made anew.
     new = sum(end - old if end >= old else end for end, old in before)
     enough = last.enough_events is not None and new >= last.enough_events
-    late = trainer.period_s is not None and now_s - last.started_s >= trainer.period_s
+    # Of either sign: a clock that was ahead when it began must not put the next one off for ever.
+    late = trainer.period_s is not None and abs(now_s - last.started_s) >= trainer.period_s
     return new > 0 and (enough or late)
 
 
@@ -159,28 +166,29 @@ class Trainer:
         with suppress(TrainingLocked), folder.locked():
             pass
         self._announce_left_over()
-        resume = self._left_interrupted(folder)
         nothing = LastTraining(started_s=0.0, ends={}, enough_events=1)
-        last, said = self._last_release() or nothing, None
+        last, said = self._last_release() or nothing, ""
+        goes_on = True  # at once, with what another run left; after a failure when it is due
         while True:
             self._note_newest()
             ends = self.ask_broker(
                 lambda: end_offsets(settings.kafka, settings.topics.interactions, committed=True)
             )
-            if not resume and is_due(trainer, last, ends, time.time()):
+            goes_on = goes_on and self._left_interrupted(folder)
+            if not goes_on and is_due(trainer, last, ends, time.time()):
                 # Another trainer, or a training by hand, may have been first.
                 last = max(last, self._last_release() or last, key=lambda one: one.started_s)
-            if resume or is_due(trainer, last, ends, time.time()):
+            waits_for = f"waiting for {next_due(trainer, last)}"
+            if goes_on or is_due(trainer, last, ends, time.time()):
                 try:
-                    last = self._train(ends, resume=resume)
-                    resume = False
+                    last, goes_on = self._train(folder, ends), False
                     continue
                 except TrainingLocked as error:
-                    _log.info("%s; waiting for it", error)
-                    resume = False
-            elif last != said:
-                _log.info("waiting for %s", next_due(trainer, last))
-                said = last
+                    waits_for = f"{error}; waiting for it"
+                    goes_on = True  # should it be killed
+            if waits_for != said:
+                _log.info("%s", waits_for)
+                said = waits_for
             self._wait(WATCH_S)
 
     def _left_interrupted(self, folder: TrainingFolder) -> bool:
@@ -265,7 +273,7 @@ class Trainer:
             )
         return None
 
-    def _train(self, ends: Mapping[int, int], *, resume: bool) -> LastTraining:
+    def _train(self, folder: TrainingFolder, ends: Mapping[int, int]) -> LastTraining:
         """Train once, whatever comes of it.
 
         Raises:
@@ -273,9 +281,8 @@ class Trainer:
         """
         runs, started_s = self._metrics.runs, time.time()
         enough_events = self._settings.trainer.min_new_events
-        _log.info("training on %s", self._settings.topics.interactions)
         try:
-            report = self._release(resume=resume)
+            report = self._release(folder)
             runs["rejected" if report.refused else "released"].inc()
             self._note(report)
             ranges = report.data["ranges"]
@@ -285,20 +292,25 @@ class Trainer:
             so_far = max(1, sum(ends.values()))
             enough_events = min(so_far, enough_events or so_far)
             _log.info("%s; waiting for more", error)
-        except ModelError as error:
+        except (ModelError, SwapRejected, FolderUnusable) as error:
             runs["failed"].inc()
             _log.error("no release: %s", error)
         torch.cuda.empty_cache()  # workers may be on the same GPU
         return LastTraining(started_s=started_s, ends=ends, enough_events=enough_events)
 
-    def _release(self, *, resume: bool) -> TrainingReport:
+    def _release(self, folder: TrainingFolder) -> TrainingReport:
+        """Go on with the training that the folder holds; without one, or in vain, train anew."""
         try:
             return train_release(
-                self._settings, self._note_progress, resume=resume, ask_broker=self.ask_broker
+                self._settings, self._note_progress, resume=True, ask_broker=self.ask_broker
             )
         except ResumeMismatch as error:
             _log.warning("%s", error)
-            return train_release(self._settings, self._note_progress, ask_broker=self.ask_broker)
+        except NotEnoughEvents as error:
+            if not self._left_interrupted(folder):
+                raise  # it was one of now
+            _log.warning("%s: what was interrupted is given up", error)
+        return train_release(self._settings, self._note_progress, ask_broker=self.ask_broker)
 
     def _note_progress(self, progress: ReadProgress | TrainingProgress) -> None:
         self._stop.check()

@@ -47,6 +47,10 @@ class Swapper:
 
         Returns:
             Where to follow the models topic from: partition to offset.
+
+        Raises:
+            SwapRejected: Releases were announced, and none can be served. Without one, states would
+                be cut to what such a worker remembers, and good lists give way to what is popular.
         """
         self._native = fastest_serving(self._settings.worker)
         announced = list(read_announcements(self._settings))
@@ -60,9 +64,16 @@ class Swapper:
             if offset == announced[-1][0]:
                 self._metrics.rejected_version.set(announcement.version)
         else:
+            if announced:
+                msg = (
+                    f"{self._settings.topics.models}: of the {len(announced)} releases announced "
+                    f"there none can be served (the log says why); see to "
+                    f"{announced[-1][1].location}, or make one: lrurec train"
+                )
+                raise SwapRejected(msg)
             logger.warning(
-                "no release was announced that can be served: recommendations are what is popular "
-                "until one comes (make one: lrurec train)"
+                "no release was announced: recommendations are what is popular until one comes "
+                "(make one: lrurec train)"
             )
         return {0: announced[-1][0] + 1} if announced else {}
 

@@ -304,8 +304,17 @@ class RecommendationProcessor:
         moved = slots[applied.user[last]]
         late = applied.timestamp_ms[last] < heads["timestamp_ms"][moved]
         self._metrics.late_events.inc(int(np.count_nonzero(late)))
+        if self._model is None:
+            self._leave_behind(moved[heads["weights_id"][moved] != 0])
         heads["offset"][moved] = applied.offset[last]
         heads["timestamp_ms"][moved] = applied.timestamp_ms[last]
+
+    def _leave_behind(self, slots: Ints) -> None:
+        """Drop hidden states that are not moved with their items; a release rebuilds them."""
+        heads, hot = self._hot.heads, self._hot
+        hot.hidden.index_fill_(0, hot.index(slots), 0)
+        for name in ("weights_id", "model_version", "last_item"):
+            heads[name][slots] = 0
 
     def _measure_baselines(self, applied: Applied, histories: Histories) -> None:
         """Count what popularity and repeat-last would have hit, knowing what the model knew."""

@@ -55,7 +55,7 @@ def announce(settings: Settings, release: Release) -> Announcement:
     """
     announcement = Announcement(
         version=release.version,
-        location=str(release.path.resolve()),
+        location=str(release.path.absolute()),  # links stay: elsewhere they may lead elsewhere
         manifest_sha256=release.manifest_sha256,
         created=release.created,
         metrics=dict(release.metrics),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import torch
 
 from models.config import TrainingConfig
 from models.release import read_release
+from models.training_result import TrainingProgress
 from pipeline.__main__ import main
-from pipeline.errors import BrokerUnavailable, NotEnoughEvents
+from pipeline.errors import BrokerUnavailable, NotEnoughEvents, SwapRejected
 from pipeline.settings import Settings, settings_flags
 from pipeline.training.folder import TrainingFolder, release_versions
-from pipeline.training.job import train_release
+from pipeline.training.job import T, train_release
 from pipeline.training.sequences import plan_ranges, read_sequences
 from pipeline.users import forget
 from pipeline.worker.releases import Announcement, announce, open_announced, read_announcements
@@ -259,6 +261,38 @@ def test_a_worse_release_is_refused_unless_forced(
     assert refused.training["refused"]
     assert refused.metrics["serving_version"] == 1
     assert refused.metrics["test"]["serving"]["recall@10"] > 0.9
+
+
+def test_what_serves_when_a_training_is_done_is_the_measure(world: Settings) -> None:
+    """A going back and an import in the midst of it count, and the import's number is taken."""
+    train_release(world)
+    train_release(training_as(world, USELESS), force=True)
+    imported = random_release(world.worker.data_dir, [item(0), "other"], version=3)
+
+    def go_back(progress: object) -> None:
+        if isinstance(progress, TrainingProgress) and len(announced(world)) == 2:
+            announce(world, imported)
+            announce(world, read_release(world.trainer.releases_dir / "1"))
+
+    report = train_release(training_as(world, USELESS), go_back)
+
+    assert report.serving_version == 1
+    assert report.refused is not None
+    assert report.release.version == 4
+
+
+def test_a_number_that_is_taken_in_the_last_moment_is_not_announced_twice(world: Settings) -> None:
+    """Lists name a release by its number: another one by the same would be called stale."""
+
+    def take_the_number(action: Callable[[], T]) -> T:
+        if release_versions(world.trainer.releases_dir) == [1] and not announced(world):
+            announce(world, random_release(world.worker.data_dir, [item(0), item(1)]))
+        return action()
+
+    with pytest.raises(SwapRejected, match="another one was announced by that number"):
+        train_release(world, ask_broker=take_the_number)
+
+    assert len(announced(world)) == 1
 
 
 def test_without_a_serving_release_popularity_is_the_measure(world: Settings) -> None:

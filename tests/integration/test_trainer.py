@@ -18,15 +18,17 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client import CollectorRegistry
 
+from models.errors import ReleaseError
 from models.manifest import Manifest
 from pipeline.cluster import broker
 from pipeline.cluster.topics import create_topics
-from pipeline.errors import BrokerUnavailable
+from pipeline.errors import BrokerUnavailable, FolderUnusable
 from pipeline.metrics import TrainerMetrics
 from pipeline.settings import MetricsSettings, Settings, TrainerSettings, settings_flags
+from pipeline.training import job
 from pipeline.training.folder import TrainingFolder, manifests, release_versions
 from pipeline.training.job import T, train_release
-from pipeline.training.trainer import StopRequest, Trainer, TrainerStopped
+from pipeline.training.trainer import WATCH_S, StopRequest, Trainer, TrainerStopped
 from pipeline.users import forget
 from pipeline.worker.releases import read_announcements
 from tests.kafka import admin_client, unique_settings, wait_until
@@ -175,7 +177,9 @@ def test_a_training_elsewhere_is_waited_for(world: Settings) -> None:
     """While another process holds the folder a trainer that is due only waits."""
     send_walks(world, users=60)
     with TrainingFolder(world.trainer.releases_dir).locked(), running_trainer(world) as trainer:
-        trainer.wait(lambda: trainer.log().count("waiting for it") > 1, "two vain tries")
+        trainer.wait(lambda: "waiting for it" in trainer.log(), "a vain try")
+        time.sleep(3 * WATCH_S)
+        assert trainer.log().count("waiting for it") == 1  # every vain try
         steps = trainer.metric("lrurec_train_steps_total")
         trainer.stop()
 
@@ -240,6 +244,77 @@ def test_a_stop_in_the_middle_of_a_training_is_quick_and_resumed(world: Settings
     assert "going on with the training that was interrupted" in log
     assert manifest.training["epochs"] >= 1
     assert not folder.checkpoint.exists()
+
+
+def test_a_trainer_that_waits_goes_on_where_one_was_killed(world: Settings) -> None:
+    """Several trainers on one folder: hours of a training are not lost with its process."""
+    send_walks(world, users=60)
+    folder = TrainingFolder(world.trainer.releases_dir)
+    short = eager(world, min_new_events=100)
+    short = dataclasses.replace(short, training=dataclasses.replace(ENDLESS, max_epochs=1))
+    with running_trainer(dataclasses.replace(world, training=ENDLESS), "one") as one:
+        one.wait(folder.checkpoint.exists, "the first validation")
+        with running_trainer(short, "two") as two:
+            two.wait(lambda: "waiting for it" in two.log(), "a vain try")
+            one.process.kill()
+            two.wait(lambda: announced(world) == [1], "the release")
+            two.stop()
+
+    assert "going on with the training that was interrupted" in two.log()
+    assert not folder.checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ReleaseError("no space left on device"),
+        FolderUnusable("the share is read-only"),
+    ],
+)
+def test_a_training_whose_release_cannot_be_written_is_not_lost(
+    world: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """The trainer lives, and when one is due again it goes on with what is done already."""
+    caplog.set_level("INFO")
+    first = send_walks(world, users=60)
+
+    def refuse(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise error
+
+    def pause(trainer: Trainer, _seconds: float) -> None:
+        if announced(world):
+            raise TrainerStopped(0)
+        send_walks(world, users=60, seed=1)
+
+    monkeypatch.setattr(job, "write_release", refuse)
+    registry = CollectorRegistry()
+    with pytest.raises(TrainerStopped):
+        Waiting(world, TrainerMetrics(registry), StopRequest(), pause).run()
+
+    assert registry.get_sample_value("lrurec_train_runs_total", {"result": "failed"}) == 1
+    assert "going on with the training that was interrupted" in caplog.text
+    assert releases(world)[0].training["data"]["events"] == first
+
+
+class Waiting(Trainer):
+    """One that does something else while it would wait."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: TrainerMetrics,
+        stop: StopRequest,
+        pause: Callable[[Trainer, float], None],
+    ) -> None:
+        super().__init__(settings, metrics, stop)
+        self._pause = pause
+
+    def _wait(self, seconds: float) -> None:
+        self._pause(self, seconds)
 
 
 def test_a_training_that_learned_what_is_forgotten_now_is_begun_anew(

@@ -8,12 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from models.release import read_release
 from pipeline.__main__ import main
 from pipeline.cluster.clients import Record, read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.settings import MetricsSettings, Settings, settings_flags
 from pipeline.worker.releases import announce
 from pipeline.worker.wire import Recommendation
+from tests.bad_records import run_worker
 from tests.kafka import free_port, send, wait_until
 from tests.releases import random_release
 from tests.worker_process import WorkerProcess, running_worker
@@ -127,6 +129,38 @@ def test_a_running_worker_goes_over_to_an_announced_release(worker: WorkerProces
     assert worker.metric("lrurec_stale_states_served_total") == 0
     assert worker.metric("lrurec_states_rebuilt_total") == 8
     assert "expected SHA-256" in worker.log()
+
+
+def test_a_worker_that_can_serve_no_announced_release_does_not_start(settings: Settings) -> None:
+    """It would cut states to what it remembers without one, and send what is popular instead."""
+    create_topics(settings)
+    release = random_release(settings.trainer.releases_dir, ITEMS)
+    announce(settings, release)
+    away = settings.trainer.releases_dir.with_name("not-mounted")
+    settings.trainer.releases_dir.rename(away)
+
+    code, (*_, line) = run_worker(settings)
+
+    assert code == 1
+    assert "of the 1 releases announced there none can be served" in line
+    assert str(release.path) in line
+    away.rename(settings.trainer.releases_dir)
+    own = dataclasses.replace(settings, metrics=MetricsSettings(port=free_port()))
+    with running_worker(own) as worker:
+        worker.wait_until_ready()
+
+
+def test_a_release_is_announced_by_the_path_that_was_given(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Workers see the folder under the same path, be it a link there to another place or none."""
+    create_topics(settings)
+    random_release(tmp_path / "disk", ITEMS)
+    (tmp_path / "releases").symlink_to(tmp_path / "disk")
+
+    announcement = announce(settings, read_release(tmp_path / "releases" / "1"))
+
+    assert announcement.location == str(tmp_path / "releases" / "1")
 
 
 def test_a_worker_without_events_goes_over_as_well(worker: WorkerProcess) -> None:

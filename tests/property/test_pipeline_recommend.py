@@ -30,6 +30,7 @@ from pipeline.worker.wire import Recommendation
 from state.memory import MemoryStore
 from state.row import ring_items
 from tests.devices import DEVICES, capture_on
+from tests.releases import release_of
 
 # float32 sums of a handful of steps in another order.
 STATE_TOLERANCE = 1e-5
@@ -369,6 +370,36 @@ def test_without_a_release_the_answer_is_what_is_popular(releases: list[ServedMo
     items = ["item-3", "item-3", "item-1", "unheard-1"]
     np.testing.assert_allclose(hidden, state_of(releases[0], items), atol=STATE_TOLERANCE)
     assert head["started_at"] == 0
+
+
+def test_a_state_that_does_not_move_with_its_items_is_none(tmp_path: Path) -> None:
+    """Without a release, that is, be the row of just the shape of one without a state."""
+    config = ModelConfig(
+        n_items=len(KNOWN), hidden_size=4, state_size=1, n_blocks=1, max_length=RING
+    )
+    model = prepare(
+        release_of(tmp_path, Recommender(config), KNOWN), device="cpu", top_k=K, ring=RING
+    )
+    world = World(model)
+    items = ["item-3", "item-1", "item-2"]
+    for item in items:
+        world.produce(0, "user", item)
+    world.process(0, 0, 1)
+    world.settle()
+
+    world.holder = ModelHolder()
+    world.start()
+    world.process(0, 1, 2)
+    world.settle()
+    head, hidden = world.rows()[0, b"user"]
+    assert not hidden.any()
+    assert [head[name] for name in ("weights_id", "model_version", "last_item")] == [0, 0, 0]
+
+    world.holder.offer(model)
+    world.process(0, 2, 3)
+    world.settle()
+    _, hidden = world.rows()[0, b"user"]
+    np.testing.assert_allclose(hidden, state_of(model, items), atol=STATE_TOLERANCE)
 
 
 @pytest.mark.parametrize("graphs", [False, True])

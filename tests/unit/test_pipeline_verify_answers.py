@@ -1,5 +1,6 @@
 """States, dead letters and recommendations that are wrong are found by `lrurec verify`."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.release import Release
+from models.release import Release, load_recommender
 from pipeline.engine.processor import DeadLetter
 from pipeline.settings import FieldSettings, RecommendSettings, Settings
 from pipeline.verification.report import Kind
 from pipeline.verification.states import state_difference
-from tests.verify_world import RING, K, StreamWorld, wrong
+from tests.releases import release_of
+from tests.verify_world import RING, K, StreamWorld, small_release, wrong
 
 SETTINGS = Settings(
     recommend=RecommendSettings(top_k=K, ring=RING),
@@ -74,6 +76,26 @@ def test_a_state_that_other_weights_made_is_found(
     found = wrong(world.verify())
 
     assert found == {Kind.STATE: 1, Kind.STALE: 1}
+
+
+def test_a_folder_that_is_gone_is_no_wrong_name_where_another_has_its_weights(
+    tmp_path: Path,
+) -> None:
+    """Trainings on the same events give the same weights; a row keeps the first one's number."""
+    first = small_release(tmp_path)
+    world = StreamWorld(tmp_path, Settings(), [first])
+    world.click_all("user", "123")
+    world.run()
+    ids = first.vocabulary.item_ids
+    world.announce(release_of(tmp_path, load_recommender(first), ids, version=2))
+    shutil.rmtree(first.path)
+
+    report = world.verify()
+
+    assert wrong(report) == {}
+    assert report.states == 1
+    world.forge_row("user", model_version=3)
+    assert wrong(world.verify()) == {Kind.ROW: 1}
 
 
 def test_a_state_that_lost_its_past_is_found(world: StreamWorld) -> None:
