@@ -39,6 +39,9 @@ class ModelConfig:
 class TrainingConfig:
     """How to train; the defaults are those of the published model.
 
+    But for two: the authors validate after so many steps (500 for ML-1M), and pass over the data up
+    to 500 times.
+
     Raises:
         ValueError: a field breaks its rule; the message gives field, rule and value.
     """

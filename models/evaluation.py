@@ -2,8 +2,9 @@
 
 The protocol is that of the LRURec authors' code (Yue et al., WSDM 2024, arXiv 2310.02367): the
 model sees a user's last `max_length` items, every item of the vocabulary is ranked, the items of
-that window are masked (not the whole history), and metrics are means over users. Data in which
-people come back for the same item (shops) is ranked without the mask: `mask_window=False`.
+that window are masked (not the whole history), and metrics are means over users (theirs of means
+over batches, which differ in the fourth digit: the last batch is smaller). Data in which people
+come back for the same item (shops) is ranked without the mask: `mask_window=False`.
 
 Ties never help: a target stands behind everything that scores as high as it does, and a target
 whose score is not a number, or masked, is the last of all. A constant model so ranks every target

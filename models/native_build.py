@@ -60,13 +60,13 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
         _require_private(folder)
         failures = []
         for compiler in compilers:
-            stem = f"{name}-{_fingerprint(compiler, source)}"
             try:
+                stem = f"{name}-{_fingerprint(compiler, source)}"
                 return _kept(folder, stem) or _build(compiler, source, folder, stem)
             except NativeUnavailable as error:
                 failures.append(error)
         raise failures[0]
-    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # Runtime: no home
+    except (OSError, RuntimeError) as error:  # Runtime: no home
         msg = f"the library for it cannot be made in {folder}: {error}"
         raise NativeUnavailable(msg) from error
 
@@ -135,23 +135,37 @@ def _build(compiler: str, source: Path, folder: Path, stem: str) -> Path:
         building.chmod(0o755)  # who may not write the folder may use what is in it
         with building.open("rb") as file:
             os.fsync(file.fileno())
-        return building.replace(folder / _file_name(stem, building))
+        library = folder / _file_name(stem, building)
+        if library.exists() and _file_name(stem, library) == library.name:
+            return library  # of another process meanwhile; over a network it may be in use already
+        return building.replace(library)
 
 
 def _run(command: list[str], folder: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, or end it and all that it has started."""
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",  # messages come in the system's language, paths as they are
-        cwd=folder,
-        start_new_session=True,
-    ) as process:
+    """Run a command to its end, or end it and all that it has started.
+
+    Raises:
+        NativeUnavailable: It cannot be started, or hangs.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",  # messages come in the system's language, paths as they are
+            cwd=folder,
+            start_new_session=True,
+        )
+    except OSError as error:  # made for another processor, say
+        msg = f"{command[0]} cannot be started: {error}"
+        raise NativeUnavailable(msg) from error
+    with process:
         try:
             out, err = process.communicate(timeout=BUILD_LIMIT_S)
-        except BaseException:
+        except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise NativeUnavailable(str(error)) from error
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)

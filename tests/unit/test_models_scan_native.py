@@ -137,12 +137,27 @@ def test_a_compiler_that_cannot_is_passed_over(
         build_library(small, "other", tmp_path / "cache")
 
 
+def test_a_compiler_of_another_processor_is_passed_over(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A c++ that cannot even be started does not hide the g++ behind it."""
+    fake_compiler(tmp_path / "foreign", "", monkeypatch)
+    (tmp_path / "foreign").write_bytes(b"\x7fELF of another world")
+
+    assert build_library(small, "small", tmp_path / "cache").exists()
+
+    monkeypatch.setattr(native_build, "COMPILERS", native_build.COMPILERS[:1])
+    with pytest.raises(NativeUnavailable, match=r"foreign cannot be started: .*Exec format error"):
+        build_library(small, "other", tmp_path / "cache")
+
+
 def test_a_compiler_that_hangs_is_ended_with_all_it_started(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The compiler itself is often a child of the command, or of a cache before it."""
     child = tmp_path / "child"
     fake_compiler(tmp_path / "hangs", f"sleep 300 & echo $! >{child}; wait", monkeypatch)
+    monkeypatch.setattr(native_build, "COMPILERS", native_build.COMPILERS[:1])
     monkeypatch.setattr(native_build, "BUILD_LIMIT_S", 0.5)
 
     with pytest.raises(NativeUnavailable, match="timed out"):
