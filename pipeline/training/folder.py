@@ -7,6 +7,7 @@ plan (which offsets the training reads) and the checkpoint of the model. Nothing
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipeline.cluster.topics import NO_ID, may_be_same
 from pipeline.errors import FolderUnusable, TrainingLocked
 
 _log = logging.getLogger(__name__)
+
+VERSION = re.compile(r"[1-9][0-9]{0,6}")
 
 
 class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,11 +140,11 @@ class TrainingFolder:
 
 
 def release_versions(releases_dir: Path) -> list[int]:
-    """Return the versions that have a folder, rising."""
+    """Return the versions that have a folder, rising; one named by a date, say, is none."""
     if not releases_dir.is_dir():
         return []
     names = (path.name for path in releases_dir.iterdir())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(int(name) for name in names if VERSION.fullmatch(name))
 
 
 def manifests(releases_dir: Path) -> Iterator[Manifest]:

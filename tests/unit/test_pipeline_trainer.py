@@ -246,7 +246,8 @@ def test_releases_are_found_newest_first(tmp_path: Path) -> None:
         random_release(tmp_path, ["a"], version=version)
     (tmp_path / "11" / "manifest.json").write_bytes(b"{}")
     (tmp_path / ".12-abc").mkdir()
-    (tmp_path / "notes").mkdir()
+    for no_version in ("notes", "20261128094512", "007", "0", "\uff11"):
+        (tmp_path / no_version).mkdir()
 
     assert release_versions(tmp_path) == [9, 10, 11]
     assert [manifest.version for manifest in manifests(tmp_path)] == [10, 9]
