@@ -60,6 +60,7 @@ class ListedTopics:
     compacted: set[str] = field(default_factory=set)
     now_ms: int | None = None
     on_read: Callable[[str], None] = lambda topic: None
+    on_record: Callable[[ListedRecord], None] = lambda record: None  # after it was read
 
     def append(
         self,
@@ -100,10 +101,10 @@ class ListedTopics:
     def read(self, topic: str) -> Iterator[ListedRecord]:
         self.on_read(topic)
         for partition in PARTITIONS:
-            first = self.first.get((topic, partition), 0)
-            for record in list(self.records.get((topic, partition), ()))[first:]:
-                if record is not None:
+            for offset, record in enumerate(list(self.records.get((topic, partition), ()))):
+                if record is not None and offset >= self.first.get((topic, partition), 0):
                     yield record
+                    self.on_record(record)
 
 
 class StreamWorld:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from pipeline.cluster.clients import Record
 from pipeline.verification.oracle import DeadRecord, LogOracle
@@ -10,6 +11,14 @@ from pipeline.verification.report import Findings, Kind
 
 MOST_BYTES = 900_000
 """A record of at most so many bytes is in its letter whole; docs/topics.md."""
+
+
+class _Letter(NamedTuple):
+    """Where a letter lies, its time, and its record's offset; -1: none of the same partition."""
+
+    offset: int
+    timestamp_ms: int
+    source_offset: int
 
 
 class LetterCheck:
@@ -30,15 +39,20 @@ class LetterCheck:
         self._source = source.encode()
         self._findings = findings
         self._found: set[tuple[int, int]] = set()
-        self._oldest_ms: dict[int, int] = {}
+        self._letters: dict[int, list[_Letter]] = {}  # by their own partition
         self.missing = self.unverifiable = 0
 
     def take(self, record: Record) -> None:
         """Check one letter; a record may have several, since delivery is at least once."""
-        self._oldest_ms.setdefault(record.partition, record.timestamp)
+        source_offset = self._check(record)
+        letter = _Letter(record.offset, record.timestamp, source_offset)
+        self._letters.setdefault(record.partition, []).append(letter)
+
+    def _check(self, record: Record) -> int:
+        """Return the offset of the letter's record; -1 where it is of none of its partition."""
         headers = dict(record.headers)  # the stream's own come after those of the record
         if headers.get("lrurec-topic") != self._source:
-            return
+            return -1
         try:
             partition = int(headers["lrurec-partition"])
             offset = int(headers["lrurec-offset"])
@@ -49,16 +63,17 @@ class LetterCheck:
             self._findings.add(
                 Kind.LETTER, record.partition, -1, what, "partition, offset and reason", got
             )
-            return
+            return -1
         log = self._oracle.partitions.get(partition)
+        own = offset if record.partition == partition else -1
         if log is not None and (offset < log.first or offset >= log.end):
-            return  # its record is gone, or came in after the log was read
+            return own  # its record is gone, or came in after the log was read
         dead = self._oracle.dead.get((partition, offset))
         if dead is None:
             got = f"a dead letter, {reason}"
             expected = "a record that is dead"
             self._findings.add(Kind.LETTER, partition, offset, "letter", expected, got)
-            return
+            return -1
         if reason != dead.reason:
             self._findings.add(Kind.LETTER, partition, offset, "reason", dead.reason, reason)
         elif record.partition != partition:
@@ -68,29 +83,39 @@ class LetterCheck:
             what, expected = "key, value and headers", "those of the record"
             self._findings.add(Kind.LETTER, partition, offset, what, expected, "others")
         self._found.add((partition, offset))
+        return own
 
     def finish(self, letters_first: Mapping[int, int]) -> None:
         """Find dead records without a letter.
 
         Args:
-            letters_first: The first offset that still exists of the dead letters, by partition.
+            letters_first: The first offset of the dead letters that exists after they were read, by
+                partition: retention may have removed some before they came.
         """
-        # A letter is younger than its record, so younger records' letters are not removed yet.
-        trimmed_ms = {
-            partition: self._oldest_ms.get(partition, math.inf)
-            for partition, first in letters_first.items()
-            if first > 0
-        }
+        oldest = {p: self._oldest(p, first) for p, first in letters_first.items() if first > 0}
         for (partition, offset), dead in self._oracle.dead.items():
             is_due = offset < self._oracle.partitions[partition].committed
             if not is_due or (partition, offset) in self._found:
                 continue
-            if dead.timestamp_ms <= trimmed_ms.get(partition, -math.inf):
+            until_ms, below = oldest.get(partition, (-math.inf, -1))
+            if dead.timestamp_ms <= until_ms or offset < below:
                 self.unverifiable += 1
                 continue
             self.missing += 1
             what, expected = "record that is no event", f"a dead letter, {dead.reason}"
             self._findings.add(Kind.MISSING, partition, offset, what, expected, "none")
+
+    def _oldest(self, partition: int, first: int) -> tuple[float, int]:
+        """Return up to what time, and below what offset, the letters of records may be removed.
+
+        A letter is younger than its record, so letters of younger records than the oldest letter
+        that is left are not removed yet. A record's own time may be of a clock that runs ahead; but
+        letters are sent in the order of their records, all but some of more than `MOST_BYTES`.
+        """
+        left = [letter for letter in self._letters.get(partition, ()) if letter.offset >= first]
+        until_ms = left[0].timestamp_ms if left else math.inf
+        offsets = (letter.source_offset for letter in left if letter.source_offset >= 0)
+        return until_ms, next(offsets, -1)
 
 
 def _holds(record: Record, headers: Mapping[str, bytes], dead: DeadRecord) -> bool:

@@ -185,10 +185,9 @@ class _Verification:
     def _check_letters(self, oracle: LogOracle) -> LetterCheck:
         names = self._names
         check = LetterCheck(oracle, names.interactions, self._findings)
-        first = self._topics.first_offsets(names.dead_letters)
         for record in self._topics.read(names.dead_letters):
             check.take(record)
-        check.finish(first)
+        check.finish(self._topics.first_offsets(names.dead_letters))
         return check
 
     def _check_outputs(

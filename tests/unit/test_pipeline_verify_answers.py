@@ -163,6 +163,48 @@ def test_a_letter_younger_than_what_retention_left_is_missed(dead_world: StreamW
     assert report.dead_letters_unverifiable == 1
 
 
+@pytest.mark.parametrize("happens", ["before", "within"])
+def test_letters_that_retention_removes_meanwhile_are_not_missed(
+    tmp_path: Path, happens: str
+) -> None:
+    """Whether the reader found none of them or was overtaken behind the first."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    for _ in range(4):
+        world.junk(b"{")
+    world.run()
+    topics, name = world.topics, world.names.dead_letters
+    if happens == "before":
+        topics.on_read = lambda topic: topics.trim(name, 0, 2) if topic == name else None
+    else:
+        topics.on_record = lambda record: topics.trim(name, 0, 3) if record.topic == name else None
+
+    report = world.verify()
+
+    assert wrong(report) == {}
+    assert report.dead_letters_unverifiable == 2
+
+
+def test_a_removed_letter_of_a_clock_that_runs_ahead_is_not_missed(tmp_path: Path) -> None:
+    """Letters come in the order of their records, whatever times these have."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    topics, names = world.topics, world.names
+    for minutes in (10, 0, 10):
+        at_ms = 1_000_000 + minutes * 60_000
+        topics.append(names.interactions, 0, b"junk", b"{", timestamp=at_ms)
+    topics.now_ms = 1_000_000
+    world.run()
+    topics.trim(names.dead_letters, 0, 1)
+
+    report = world.verify()
+
+    assert wrong(report) == {}
+    assert report.dead_letters_unverifiable == 1
+
+    topics.remove(names.dead_letters, 0, 2)  # no retention removes it before the one that is left
+
+    assert wrong(world.verify()) == {Kind.MISSING: 1}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
