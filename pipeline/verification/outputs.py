@@ -24,6 +24,7 @@ class _Answer:
 
     Attributes:
         offset: The highest event that an output reflects.
+        place: Offset of the last output in its own topic.
         at_row: The last output at the offset of the user's row, and the indices of its items; None
             where it is among the lists to compute anew already.
         is_at_row: Whether there is one at that offset.
@@ -31,6 +32,7 @@ class _Answer:
     """
 
     offset: int = -1
+    place: int = -1
     at_row: tuple[Output, list[int]] | None = None
     is_at_row: bool = False
     is_listed: bool = False
@@ -97,7 +99,7 @@ class OutputCheck:
                 Kind.OUTPUT, record.partition, -1, what, "one of the documented form", error
             )
             return
-        problem = self._check(user, output)
+        problem = self._check(user, output, record.offset)
         if problem is None:
             return
         if output.emitted_at_ms < self._new_from_ms:
@@ -110,8 +112,8 @@ class OutputCheck:
         self.unforgotten += what.endswith(TO_BE_FORGOTTEN)
         self._findings.add(kind, user[0], offset, what, expected, got)
 
-    def _check(self, user: UserOf, output: Output) -> Problem | None:
-        """Return the first thing that is wrong."""
+    def _check(self, user: UserOf, output: Output, place: int) -> Problem | None:
+        """Return the first thing that is wrong with an output that lies there in its topic."""
         partition, event = user[0], output.event
         if output.user_id.encode() != user[1]:
             return Kind.OUTPUT, "user_id", "the record's key", "another"
@@ -125,6 +127,7 @@ class OutputCheck:
             self._with_excluded.append(output)
         answer = self._answers.setdefault(user, _Answer())
         answer.offset = max(answer.offset, event.offset)
+        answer.place = place
         told = self._told(user)
         if told is not None and output.emitted_at_ms < told.settled_ms:
             self.unverifiable += 1
@@ -302,7 +305,8 @@ class OutputCheck:
 
         Args:
             ends: Where the interactions end by now, by partition.
-            output_first: The first offset that still exists of the recommendations, by partition.
+            output_first: The first offset of the recommendations that exists after they were read,
+                by partition: retention may have removed some before they came.
             announced: Versions of all releases that were announced by now.
             withdrawn: Items that are unavailable by now, and since when at the latest, in ms.
             changed: Keys of users of whom something else holds by now.
@@ -313,7 +317,8 @@ class OutputCheck:
             else:
                 self._add(user, offset, problem)
         for user, output in self._last_early.items():
-            self._check_last_early(user, output)
+            if not self._may_lack_later(user, output_first):
+                self._check_last_early(user, output)
         for output in self._with_excluded:
             if items := self._rules.excluded(output, withdrawn):
                 what, expected = "items", "none that was withdrawn long before"
@@ -333,11 +338,21 @@ class OutputCheck:
             answer = self._answers.get(user)
             due = due_count(history, log, self._rows.newest.get(user))
             is_excused = user in self._rows.deleted or user[1] in changed
+            may_lack_later = self._may_lack_later(user, output_first)
             if due > history.deletable and not is_excused:
-                self._check_answered(user[0], history.offsets[due - 1], answer, output_first)
-            if answer is not None:
+                due_offset = history.offsets[due - 1]
+                self._check_answered(user[0], due_offset, answer, may_lack_later=may_lack_later)
+            if answer is not None and not may_lack_later:
                 is_at_rest = log.committed >= ends[user[0]]
                 self._check_at_row(user, answer, is_at_rest=is_at_rest)
+
+    def _may_lack_later(self, user: UserOf, output_first: Mapping[int, int]) -> bool:
+        """Tell whether retention may have removed a later output of a user than the last that came.
+
+        Of who has none, any; else one between the last, which is gone by now, and the oldest left.
+        """
+        answer, first = self._answers.get(user), output_first.get(user[0], 0)
+        return first > 0 if answer is None else answer.place < first
 
     def _check_last_early(self, user: UserOf, output: Output) -> None:
         """Check what stands last under a user's key though a command came after it."""
@@ -350,11 +365,12 @@ class OutputCheck:
         self._add(user, output.event.offset, problem)
 
     def _check_answered(
-        self, partition: int, due: int, answer: _Answer | None, output_first: Mapping[int, int]
+        self, partition: int, due: int, answer: _Answer | None, *, may_lack_later: bool
     ) -> None:
-        if answer is None and output_first.get(partition, 0) > 0:
-            self.unverifiable += 1  # retention may have removed it
-        elif answer is None or answer.offset < due:
+        if answer is None or answer.offset < due:
+            if may_lack_later:
+                self.unverifiable += 1
+                return
             what = "answer to the last event of a user"
             got = "none" if answer is None else f"one at offset {answer.offset}"
             expected = "one at this offset or later"

@@ -197,9 +197,9 @@ class _Verification:
         topics, names = self._topics, self._names
         by_version = {known.version: known for known in releases}
         check = OutputCheck(oracle, rows, by_version, rules, self._findings, self._now_ms)
-        first = topics.first_offsets(names.recommendations)
         for record in topics.read(names.recommendations):
             check.take(record)
+        first = topics.first_offsets(names.recommendations)
         announced = announced_versions(topics.read(names.models))
         withdrawn = withdrawn_items(topics.read(names.items))
         changed = changed_users(oracle.told, self._read_users(rows))

@@ -303,6 +303,34 @@ def test_a_missing_recommendation_is_found(world: StreamWorld) -> None:
     assert wrong(report) == {Kind.NO_OUTPUT: 2}
 
 
+@pytest.mark.parametrize("happens", ["before", "within"])
+def test_recommendations_that_retention_removes_meanwhile_are_not_missed(
+    tmp_path: Path, releases: list[Release], happens: str
+) -> None:
+    """Nor is what came before them, by another release and before a crash, taken for the last."""
+    world = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    topics, name = world.topics, world.names.recommendations
+    for digit in "01":
+        world.click("user", f"item-{digit}", **VIEW)
+    world.process(0)
+    world.announce(releases[1])
+    world.start()
+
+    def trim(topic: str) -> None:
+        if topic == name:
+            topics.trim(name, 0, len(topics.records[name, 0]))
+
+    if happens == "before":
+        topics.on_read = trim
+    else:
+        topics.on_record = lambda record: trim(record.topic)
+    for item in ("item-2", "item-3"):
+        world.run()
+        assert wrong(world.verify()) == {}
+        topics.trim(name, 0, 0)
+        world.click("user", item, **VIEW)
+
+
 def test_a_recommendation_that_retention_may_have_removed_is_not_missed(
     world: StreamWorld,
 ) -> None:

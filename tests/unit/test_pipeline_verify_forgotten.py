@@ -245,6 +245,23 @@ def test_a_list_of_a_forgotten_event_is_found(world: StreamWorld) -> None:
     assert wrong(report) == {Kind.OUTPUT: 1}
 
 
+def test_a_null_value_that_retention_removes_meanwhile_is_not_missed(
+    tmp_path: Path, releases: list[Release]
+) -> None:
+    """The list that it takes back is gone by then, too, though it was read."""
+    world = make_world(tmp_path, releases)
+    world.tell("user", {"forget_before_ms": wait(world)})
+    world.settle()
+    wait(world)
+    topics, name = world.topics, world.names.recommendations
+    end = len(topics.records[name, 0])
+    topics.on_record = lambda record: (
+        topics.trim(name, 0, end) if record.topic == name and record.offset == end - 2 else None
+    )
+
+    assert wrong(world.verify()) == {}
+
+
 @pytest.mark.parametrize("ahead_ms", [0, 2 * HOUR_MS])
 def test_a_list_that_was_not_taken_back_is_found(
     tmp_path: Path, releases: list[Release], ahead_ms: int
