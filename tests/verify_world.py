@@ -98,11 +98,20 @@ class ListedTopics:
     def is_compacted(self, topic: str) -> bool:
         return topic in self.compacted
 
-    def read(self, topic: str) -> Iterator[ListedRecord]:
+    def read(
+        self,
+        topic: str,
+        *,
+        start: Mapping[int, int] | None = None,
+        end: Mapping[int, int] | None = None,
+    ) -> Iterator[ListedRecord]:
         self.on_read(topic)
         for partition in PARTITIONS:
-            for offset, record in enumerate(list(self.records.get((topic, partition), ()))):
-                if record is not None and offset >= self.first.get((topic, partition), 0):
+            stop = (end or {}).get(partition)
+            log = self.records.get((topic, partition), [])[:stop]
+            for offset, record in enumerate(log):
+                first = max(self.first.get((topic, partition), 0), (start or {}).get(partition, 0))
+                if record is not None and offset >= first:
                     yield record
                     self.on_record(record)
 

@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -236,10 +237,7 @@ class LogOracle:
         if event is None:
             log.skipped += is_due
             return
-        item = self._hashes.get(event.item_id)
-        if item is None:
-            item = self._hashes[event.item_id] = hash_of(event.item_id)
-            self.items.add(item)
+        item = self._hear(event.item_id)
         user = record.partition, event.user_key
         told = self.told.get(event.user_key)
         if told is not None and is_forgotten(
@@ -258,3 +256,18 @@ class LogOracle:
                 history.note_deletable()
         else:
             log.duplicate += is_due
+
+    def take_item(self, record: Record) -> None:
+        """Take the item alone of a record that came in after the log was read."""
+        with suppress(EventInvalid):
+            event = self.decoder.decode(record.value, record.timestamp)
+            if event is not None:
+                self._hear(event.item_id)
+
+    def _hear(self, item_id: str) -> int:
+        """Note an item of an event; its hash."""
+        item = self._hashes.get(item_id)
+        if item is None:
+            item = self._hashes[item_id] = hash_of(item_id)
+            self.items.add(item)
+        return item

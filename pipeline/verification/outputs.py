@@ -76,6 +76,7 @@ class OutputCheck:
         self._answers: dict[UserOf, _Answer] = {}
         self._ahead: list[tuple[int, int]] = []
         self._unheard: list[tuple[int, int, int]] = []
+        self._with_unheard: list[Output] = []
         self._with_excluded: list[Output] = []
         self._new: list[tuple[UserOf, int, Problem]] = []
         self._last_early: dict[UserOf, Output] = {}
@@ -220,12 +221,14 @@ class OutputCheck:
         if output.source != "fallback" or output.model_version != 0:
             got = f"{output.source} of version {output.model_version}"
             return Kind.OUTPUT, "source", "fallback of version 0, or neither", got
-        if self._log_is_whole:
-            items = self._oracle.items
-            unheard = [i.item_id for i in output.items if hash_of(i.item_id) not in items]
-            if unheard:
-                return Kind.OUTPUT, "items", "none that no event names", ", ".join(unheard)
+        if self._log_is_whole and self._unheard_items(output):
+            self._with_unheard.append(output)
         return None
+
+    def _unheard_items(self, output: Output) -> list[str]:
+        """Return the items of a list that no event names, of all that was read so far."""
+        items = self._oracle.items
+        return [item.item_id for item in output.items if hash_of(item.item_id) not in items]
 
     def _check_model(
         self, user: UserOf, history: UserHistory, output: Output, count: int, *, is_from_start: bool
@@ -293,6 +296,11 @@ class OutputCheck:
             log = self.lists[known.weights_id]
             log.add(output, self._oracle.users[user], span, items)
 
+    @property
+    def needs_later_items(self) -> bool:
+        """Whether a list has items that only events from after the log was read may name."""
+        return bool(self._with_unheard)
+
     def finish(
         self,
         ends: Mapping[int, int],
@@ -302,6 +310,8 @@ class OutputCheck:
         changed: Collection[bytes],
     ) -> None:
         """Find what all outputs together tell.
+
+        Where `needs_later_items`, the oracle has heard them.
 
         Args:
             ends: Where the interactions end by now, by partition.
@@ -323,6 +333,11 @@ class OutputCheck:
             if items := self._rules.excluded(output, withdrawn):
                 what, expected = "items", "none that was withdrawn long before"
                 event, got = output.event, ", ".join(items)
+                self._findings.add(Kind.OUTPUT, event.partition, event.offset, what, expected, got)
+        for output in self._with_unheard:
+            if unheard := self._unheard_items(output):
+                what, expected, got = "items", "none that no event names", ", ".join(unheard)
+                event = output.event
                 self._findings.add(Kind.OUTPUT, event.partition, event.offset, what, expected, got)
         for version, partition, offset in self._unheard:
             if version not in announced:

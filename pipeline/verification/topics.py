@@ -33,10 +33,22 @@ class Topics(Protocol):
         """Tell whether records are taken out of the topic's middle."""
         ...
 
-    def read(self, topic: str) -> Iterable[Record]:
+    def read(
+        self,
+        topic: str,
+        *,
+        start: Mapping[int, int] | None = None,
+        end: Mapping[int, int] | None = None,
+    ) -> Iterable[Record]:
         """Yield the records up to the topic's end, in the order of each partition.
 
-        As consumers and workers do: those of aborted and of open transactions are left out.
+        As consumers and workers do: those of aborted and of open transactions are left out. What
+        retention removes before it was read is left out without a word.
+
+        Args:
+            topic: Name of the topic.
+            start: Offset to start from; the first one where it says nothing.
+            end: Offset to stop before; the topic's end where it says nothing.
         """
         ...
 
@@ -84,6 +96,13 @@ class KafkaTopics:
             raise TopicMismatch(msg)
         return "compact" in str(found["cleanup.policy"]["value"])
 
-    def read(self, topic: str) -> Iterator[Record]:
+    def read(
+        self,
+        topic: str,
+        *,
+        start: Mapping[int, int] | None = None,
+        end: Mapping[int, int] | None = None,
+    ) -> Iterator[Record]:
         """Yield the committed records up to the topic's end, in the order of each partition."""
-        return kafka_clients.read_partitions(self.settings.kafka, topic, committed=True)
+        kafka = self.settings.kafka
+        return kafka_clients.read_partitions(kafka, topic, start, end, committed=True)

@@ -200,6 +200,10 @@ class _Verification:
         for record in topics.read(names.recommendations):
             check.take(record)
         first = topics.first_offsets(names.recommendations)
+        if check.needs_later_items:
+            log_ends = {p: log.end for p, log in oracle.partitions.items()}
+            for record in topics.read(names.interactions, start=log_ends):
+                oracle.take_item(record)
         announced = announced_versions(topics.read(names.models))
         withdrawn = withdrawn_items(topics.read(names.items))
         changed = changed_users(oracle.told, self._read_users(rows))

@@ -477,6 +477,29 @@ def test_an_item_of_nobody_in_a_popular_list_is_found(tmp_path: Path) -> None:
     assert Kind.OUTPUT in wrong(world.verify())
 
 
+def test_an_item_of_an_event_that_came_in_meanwhile_in_a_popular_list_holds(
+    tmp_path: Path,
+) -> None:
+    """An older event is answered by what other partitions have brought since the log was read."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    world.click("user", "item-0", **VIEW)
+
+    def go_on(topic: str) -> None:
+        if topic == world.names.recommendations:
+            world.topics.on_read = lambda topic: None
+            world.junk(b"{", partition=1)
+            world.click("other", "brand-new", partition=1, **VIEW)
+            world.process(1)
+            world.run()
+
+    world.topics.on_read = go_on
+    assert wrong(world.verify()) == {}
+
+    world.forge_output(rename)
+    world.topics.on_read = go_on
+    assert Kind.OUTPUT in wrong(world.verify())
+
+
 def test_what_is_nested_too_deeply_ends_nothing(world: StreamWorld) -> None:
     """A recommendation of that kind is false; an announcement or an item says nothing."""
     names = world.names
