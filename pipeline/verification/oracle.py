@@ -148,7 +148,9 @@ class PartitionLog:
         end: Behind the last offset.
         committed: What lies below has been answered for.
         compacted: Records may have been taken out of its middle.
-        unread: Offsets below `first` that nobody has answered for.
+        unread: Offsets that retention removed before anybody had answered for them.
+        whole_to: Every offset from `first` up to this one came.
+        overtaken: Retention removed records while they were read; which ones is not known.
         applied: Records below `committed` that count as events.
         duplicate: Those whose event id makes them repeats.
         skipped: Those whose event type does not count.
@@ -161,13 +163,22 @@ class PartitionLog:
     end: int
     committed: int
     compacted: bool
-    unread: int = 0
+    unread: range = range(0)
+    whole_to: int = field(init=False)
+    overtaken: bool = False
     applied: int = 0
     duplicate: int = 0
     skipped: int = 0
     dead: int = 0
     forgotten: int = 0
     pending: int = 0
+
+    def __post_init__(self) -> None:
+        self.whole_to = self.first
+
+    def lacks_below(self, first: int) -> bool:
+        """Tell whether a record did not come, as the first one that still exists is this by now."""
+        return self.whole_to < min(first, self.end)
 
     @property
     def without_record(self) -> int:
@@ -188,8 +199,8 @@ class PartitionLog:
 
     @property
     def lacks_middle(self) -> bool:
-        """Whether compaction has removed events that states may hold."""
-        return self.compacted and self.without_record > 0
+        """Whether events that states may hold are gone, and earlier ones are not."""
+        return self.overtaken or (self.compacted and self.without_record > 0)
 
     @property
     def lacks_events(self) -> bool:
@@ -212,7 +223,7 @@ class LogOracle:
     """
 
     decoder: EventDecoder
-    partitions: Mapping[int, PartitionLog]
+    partitions: dict[int, PartitionLog] = field(default_factory=dict)
     told: Mapping[bytes, Told] = field(default_factory=dict)
     users: dict[UserOf, UserHistory] = field(default_factory=dict)
     forgotten: dict[UserOf, "array[int]"] = field(default_factory=dict)
@@ -220,9 +231,19 @@ class LogOracle:
     items: set[int] = field(default_factory=set)
     _hashes: dict[str, int] = field(default_factory=dict)
 
+    def begin(self, partition: int, log: PartitionLog) -> None:
+        """Begin with a partition; what was taken of it before is forgotten, but for items."""
+        self.partitions[partition] = log
+        self.users = {user: of for user, of in self.users.items() if user[0] != partition}
+        self.forgotten = {user: of for user, of in self.forgotten.items() if user[0] != partition}
+        self.dead = {at: record for at, record in self.dead.items() if at[0] != partition}
+        for number, history in enumerate(self.users.values()):
+            history.number = number
+
     def take(self, record: Record) -> None:
         """Work out what must have come of one record."""
         log = self.partitions[record.partition]
+        log.whole_to += record.offset == log.whole_to
         is_due = record.offset < log.committed
         if not is_due:
             log.pending += 1

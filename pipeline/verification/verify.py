@@ -36,6 +36,9 @@ from pipeline.verification.rows import RowCheck
 from pipeline.verification.states import StateCheck
 from pipeline.verification.topics import KafkaTopics, Topics
 
+LOG_READS = 3
+"""So often a partition is read in which retention overtakes the reader."""
+
 
 def verify(
     settings: Settings,
@@ -79,13 +82,15 @@ class _Verification:
     def run(self, sample: int | None) -> VerifyReport:
         started_s = time.monotonic()
         findings, topics, names = self._findings, self._topics, self._names
+        first = topics.first_offsets(names.interactions)  # before: what goes later was answered for
         committed = topics.committed_offsets()
         self._on_stage("reading state rows")
         changelog = changelog_name(self._settings.worker.app_id)
         rows = read_rows(topics.read(changelog))
         told = self._read_users(rows)
         self._on_stage("reading interactions")
-        oracle = self._read_log(committed, rows, told)
+        unread = {p: _unread(p, first[p], committed, rows) for p in first}
+        oracle = self._read_log(committed, unread, told)
         self._on_stage("reading dead letters")
         letters = self._check_letters(oracle)
         self._on_stage("reading recommendations")
@@ -138,25 +143,34 @@ class _Verification:
         return read_users(records, rows.forgotten_of, self._now_ms)
 
     def _read_log(
-        self, committed: Mapping[int, int], rows: Rows, told: Mapping[bytes, Told]
+        self, committed: Mapping[int, int], unread: Mapping[int, range], told: Mapping[bytes, Told]
     ) -> LogOracle:
+        """Read the interactions; once more what retention has removed something of meanwhile."""
         topics, name = self._topics, self._names.interactions
-        first, end = topics.first_offsets(name), topics.end_offsets(name)
+        first, ends = topics.first_offsets(name), topics.end_offsets(name)
         is_compacted = topics.is_compacted(name)
-        partitions = {
-            p: PartitionLog(
-                first=first[p],
-                end=end[p],
-                committed=committed.get(p, first[p]),
-                unread=_unread(p, first[p], committed, rows),
-                compacted=is_compacted,
-            )
-            for p in first
-        }
-        oracle = LogOracle(EventDecoder(self._settings.fields), partitions, told)
-        for record in topics.read(name):
-            if record.offset < partitions[record.partition].end:
-                oracle.take(record)
+        oracle = LogOracle(EventDecoder(self._settings.fields), told=told)
+        to_read = set(ends)
+        for _ in range(LOG_READS):
+            for p in to_read:
+                log = PartitionLog(
+                    first=first[p],
+                    end=ends[p],
+                    committed=committed.get(p, first[p]),
+                    compacted=is_compacted,
+                    unread=unread.get(p, range(0)),
+                )
+                oracle.begin(p, log)
+            stops = {p: end if p in to_read else 0 for p, end in ends.items()}
+            for record in topics.read(name, end=stops):
+                if record.offset < stops.get(record.partition, 0):
+                    oracle.take(record)
+            first = topics.first_offsets(name)
+            to_read = {p for p in to_read if oracle.partitions[p].lacks_below(first[p])}
+            if not to_read:
+                break
+        for p in to_read:
+            oracle.partitions[p].overtaken = True
         return oracle
 
     def _rules(
@@ -230,13 +244,13 @@ class _Verification:
                 self._findings.add(
                     Kind.MISSING,
                     partition,
-                    log.first - log.unread,
+                    log.unread.start,
                     "records that retention removed before anybody answered for them",
-                    f"a log from {log.first - log.unread} on",
-                    f"one from {log.first} on",
-                    count=log.unread,
+                    f"a log from {log.unread.start} on",
+                    f"one from {log.unread.stop} on",
+                    count=len(log.unread),
                 )
-        lost = sum(log.beyond_end + log.unread for _, log in logs)
+        lost = sum(log.beyond_end + len(log.unread) for _, log in logs)
         return OffsetCounts(
             applied=sum(log.applied for _, log in logs) - missing_events,
             duplicate=sum(log.duplicate for _, log in logs),
@@ -254,8 +268,8 @@ def _place(user: UserOf) -> tuple[int, UserOf]:
     return hash_of(f"{user[0]} {user[1].hex()}"), user
 
 
-def _unread(partition: int, first: int, committed: Mapping[int, int], rows: Rows) -> int:
-    """Count the offsets before the log's first that nobody has answered for."""
+def _unread(partition: int, first: int, committed: Mapping[int, int], rows: Rows) -> range:
+    """Return the offsets before the log's first that nobody has answered for."""
     if committed.get(partition, first) >= first:  # as ever; else all rows are gone through
-        return 0
-    return max(0, first - rows.reached(partition, committed[partition]))
+        return range(0)
+    return range(rows.reached(partition, committed[partition]), first)

@@ -89,6 +89,49 @@ def test_a_true_stream_is_never_called_wrong(
     assert offsets.pending == report.states_unverifiable == 0
 
 
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+    events=st.lists(_EVENT.map(lambda event: (*event[:3], None)), max_size=40),
+    steps=st.lists(_STEP, max_size=5),
+    removals=st.lists(
+        st.tuples(
+            st.integers(0, 9),  # records read before it
+            st.sampled_from(["interactions", "recommendations", "dead_letters"]),
+            st.integers(0, 1),  # partition
+            st.integers(1, 8),  # records removed
+        ),
+        max_size=20,
+    ),
+)
+def test_what_retention_removes_at_any_time_is_never_called_wrong(
+    releases: list[Release],
+    events: list[tuple[int, int, str, None]],
+    steps: list[tuple[int, str]],
+    removals: list[tuple[int, str, int, int]],
+) -> None:
+    """Before, within or between its reads of the topics, once or at each."""
+    world = stream(releases, [*events], steps, exclude_seen=True, starts_empty=False)
+    for partition, _, _, _ in events[:10]:
+        world.junk(b"{", partition=partition)
+    world.run(5)
+    topics, left = world.topics, list(removals)
+    passed = 0
+
+    def pass_by() -> None:
+        nonlocal passed
+        passed += 1
+        while left and left[0][0] < passed:
+            _, kind, partition, count = left.pop(0)
+            name, passed = getattr(world.names, kind), 0
+            end = topics.end_offsets(name)[partition]
+            topics.trim(name, partition, min(end, topics.first_offsets(name)[partition] + count))
+
+    topics.on_record, topics.on_read = lambda record: pass_by(), lambda topic: pass_by()
+
+    assert world.verify().findings == ()
+    assert world.verify().findings == ()
+
+
 def test_what_unknown_items_push_out_of_the_memory_may_be_listed_again(
     tmp_path: Path, releases: list[Release]
 ) -> None:
