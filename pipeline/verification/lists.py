@@ -1,20 +1,15 @@
-"""Recommendations as they are read, the releases they name, and what a list has to keep to."""
+"""Recommendations as they are read, and what a list has to keep to."""
 
-import logging
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from models.release import Release
 from pipeline.cluster.clients import Record
-from pipeline.errors import SwapRejected
 from pipeline.verification.commands import HEARD_WITHIN_MS, Told
 from pipeline.verification.oracle import UserHistory, UserOf, hash_of
-from pipeline.worker.releases import decode_announcement, open_announced
-
-logger = logging.getLogger(__name__)
+from pipeline.verification.releases import KnownItems
 
 
 class _Item(msgspec.Struct, frozen=True, gc=False):
@@ -38,28 +33,6 @@ class Output(msgspec.Struct, frozen=True, gc=False):
     event: _Event
     emitted_at_ms: int
     history_length: int
-
-
-@dataclass(frozen=True, eq=False)
-class KnownRelease:
-    """An announced release.
-
-    Attributes:
-        version: As announced.
-        release: As read; None where it cannot be read any more.
-        index_of: Item id to index.
-        index_of_hash: Item hash to index.
-    """
-
-    version: int
-    release: Release | None
-    index_of: Mapping[str, int]
-    index_of_hash: Mapping[int, int]
-
-    @property
-    def weights_id(self) -> int:
-        """Identity of the weights; 0 where the release cannot be read."""
-        return self.release.weights_id if self.release else 0
 
 
 @dataclass(slots=True)
@@ -113,8 +86,8 @@ class OutputRules:
         exclude_seen: Items that the row remembers may not be listed.
         least_ring: No row remembers fewer items, unless its user has fewer.
         most_ring: No row remembers more.
-        barred: Items that were unavailable at some time, or may have been, so may be missing from a
-            list.
+        barred: Hashes of items that were unavailable at some time, or may have been, so may be
+            missing from a list.
         withdrawn: Items that the catalogue calls unavailable, and since when at the latest, in ms.
         told: What the users topic says, by key.
         sampled: Users whose states and lists are computed anew; None: all.
@@ -124,7 +97,7 @@ class OutputRules:
     exclude_seen: bool
     least_ring: int
     most_ring: int
-    barred: frozenset[str]
+    barred: frozenset[int]
     withdrawn: Mapping[str, int]
     told: Mapping[bytes, Told]
     sampled: frozenset[UserOf] | None
@@ -140,43 +113,16 @@ class OutputRules:
         return [item for item in ids if withdrawn.get(item, since_ms) < since_ms]
 
     def left_out(
-        self, known: KnownRelease, user: UserOf, history: UserHistory, count: int
+        self, known: KnownItems, user: UserOf, history: UserHistory, count: int
     ) -> list[int]:
         """Return the indices of items that a list leaves out for what the user saw or blocked."""
-        left_out: list[int] = []
+        hashes: list[int] = []
         told = self.told.get(user[1])
         if told is not None:
-            left_out += [known.index_of[item] for item in told.blocked & known.index_of.keys()]
+            hashes += map(hash_of, told.blocked)
         if self.exclude_seen:
-            index_of = known.index_of_hash
-            window = history.items[max(0, count - self.most_ring) : count]
-            left_out += [index_of[item] for item in window if item in index_of]
-        return left_out
-
-
-def read_releases(announcements: Iterable[Record]) -> list[KnownRelease]:
-    """Return every announced release, in the order of their announcements."""
-    releases: list[KnownRelease] = []
-    for record in announcements:
-        announcement = decode_announcement(record.value)
-        if announcement is None:
-            continue
-        try:
-            release = open_announced(announcement)
-        except SwapRejected as error:
-            logger.warning("%s; what it made cannot be verified", error)
-            releases.append(KnownRelease(announcement.version, None, {}, {}))
-            continue
-        index_of = {item: i for i, item in enumerate(release.vocabulary.item_ids, 1)}
-        by_hash = {hash_of(item): i for item, i in index_of.items()}
-        releases.append(KnownRelease(announcement.version, release, index_of, by_hash))
-    return releases
-
-
-def announced_versions(announcements: Iterable[Record]) -> set[int]:
-    """Return the versions of all announced releases."""
-    found = (decode_announcement(record.value) for record in announcements)
-    return {announcement.version for announcement in found if announcement is not None}
+            hashes += history.items[max(0, count - self.most_ring) : count]
+        return known.known_of(hashes)
 
 
 def barred_items(catalogue: Iterable[Record]) -> frozenset[str]:

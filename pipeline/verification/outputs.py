@@ -9,8 +9,9 @@ from pipeline.cluster.clients import Record
 from pipeline.verification.changelog import Row, Rows
 from pipeline.verification.commands import HEARD_WITHIN_MS, Told
 from pipeline.verification.doubt import due_count, most_lacking
-from pipeline.verification.lists import KnownRelease, ListLog, Output, OutputRules
+from pipeline.verification.lists import ListLog, Output, OutputRules
 from pipeline.verification.oracle import LogOracle, UserHistory, UserOf, hash_of
+from pipeline.verification.releases import KnownRelease
 from pipeline.verification.report import Findings, Kind
 from pipeline.verification.rows import TO_BE_FORGOTTEN
 
@@ -244,14 +245,15 @@ class OutputCheck:
             return None
         if output.source not in ("model", "cold_start"):
             return Kind.OUTPUT, "source", "model or cold_start", output.source
-        items = [known.index_of.get(item.item_id, 0) for item in output.items]
+        listed = [hash_of(item.item_id) for item in output.items]
+        items: list[int] = known.release.indices_of(listed).tolist()
         if 0 in items:
             unknown = output.items[items.index(0)].item_id
             return Kind.OUTPUT, f"item of release {version}", "one that it knows", unknown
         if len(items) not in self._rules.sizes:
-            barred = {known.index_of[item] for item in self._rules.barred & known.index_of.keys()}
-            out = barred.union(self._rules.left_out(known, user, history, count))
-            least = min(max(self._rules.sizes), len(known.index_of) - len(out))
+            barred = set(known.release.known_of(list(self._rules.barred)))
+            out = barred.union(self._rules.left_out(known.release, user, history, count))
+            least = min(max(self._rules.sizes), known.release.config.n_items - len(out))
             if len(items) < least:
                 return Kind.SHORT, "items", least, len(items)
         row = self._rows.newest.get(user)

@@ -1,5 +1,6 @@
 """Hidden states and lists against full scans over the log, release by release."""
 
+import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.verification.lists import KnownRelease, ListLog, OutputRules
+from models.errors import ReleaseError
+from models.release import Release
+from pipeline.errors import SwapRejected
+from pipeline.verification.lists import ListLog, OutputRules
 from pipeline.verification.oracle import LogOracle, UserOf
+from pipeline.verification.releases import KnownItems, KnownRelease
 from pipeline.verification.report import Findings, Kind
 from pipeline.verification.rescan import Rescan, Scanned, Stretch
 from pipeline.verification.rows import StateTask
+
+logger = logging.getLogger(__name__)
 
 STATE_TOLERANCE = 1e-5
 """Largest `state_difference` that float32 explains."""
@@ -64,7 +71,8 @@ class StateCheck:
         states: Hidden states compared.
         lists: Lists compared.
         unverifiable: Users whose row's release cannot be read any more.
-        passed_over: Lists of users of whom something else was told meanwhile.
+        passed_over: Lists of users of whom something else was told meanwhile, or of a release that
+            went meanwhile.
         max_abs_diff: Largest `state_difference`.
         max_abs_diff_at: Partition and offset of its row.
     """
@@ -105,10 +113,24 @@ class StateCheck:
             if self._rules.covers(task.user) and self._names_a_release(task):
                 by_weights.setdefault(task.row.weights_id, []).append(task)
         for weights_id in sorted(by_weights.keys() | lists.keys()):
-            known = next(known for known in self._releases if known.weights_id == weights_id)
+            tasks = by_weights.get(weights_id, [])
             log = lists.get(weights_id) or ListLog(max(self._rules.sizes))
-            stretches, jobs = self._plan(known, by_weights.get(weights_id, []), log)
-            self._compare(known, stretches, jobs, log)
+            self._run_release(weights_id, tasks, log)
+
+    def _run_release(self, weights_id: int, tasks: Sequence[StateTask], log: ListLog) -> None:
+        for known in self._releases:
+            if known.release is None or known.weights_id != weights_id:
+                continue
+            try:
+                rescan = Rescan(known.open())
+            except (SwapRejected, ReleaseError) as error:  # it went since it was read first
+                logger.warning("%s; what it made cannot be verified", error)
+                continue
+            stretches, jobs = self._plan(known.release, tasks, log)
+            self._compare(known.release, rescan, stretches, jobs, log)
+            return
+        self.unverifiable.update(task.user for task in tasks)
+        self.passed_over += len(log.partition)
 
     def _names_a_release(self, task: StateTask) -> bool:
         """Tell whether the row's release can be read; find rows that name none."""
@@ -142,10 +164,9 @@ class StateCheck:
     # --- what to compute
 
     def _plan(
-        self, known: KnownRelease, tasks: Sequence[StateTask], log: ListLog
+        self, known: KnownItems, tasks: Sequence[StateTask], log: ListLog
     ) -> tuple[list[Stretch], list[_Job]]:
         """Put what rests on the same events of a user into one stretch: the state and its lists."""
-        index_of = known.index_of_hash
         task_of = {task.user: task for task in tasks}
         lists_of = _rows_by_user(log)
         starts, counts = np.array(log.start, np.int64), np.array(log.count, np.int64)
@@ -158,7 +179,7 @@ class StateCheck:
                 lists = _NONE
             if task is None and not len(lists):
                 continue
-            items = np.array([index_of.get(item, 0) for item in history.items], np.int64)
+            items = known.indices_of(history.items)
             known_before = np.append(0, np.cumsum(items > 0))  # of each event
             spans: dict[tuple[int, int], tuple[StateTask | None, Ints]] = {}
             if task is not None:
@@ -179,18 +200,19 @@ class StateCheck:
     # --- comparing
 
     def _compare(
-        self, known: KnownRelease, stretches: Sequence[Stretch], jobs: Sequence[_Job], log: ListLog
+        self,
+        known: KnownItems,
+        rescan: Rescan,
+        stretches: Sequence[Stretch],
+        jobs: Sequence[_Job],
+        log: ListLog,
     ) -> None:
-        assert known.release is not None  # there is something to compute with
-        rescan = Rescan(known.release)
-        barred = np.array(
-            [known.index_of[item] for item in self._rules.barred & known.index_of.keys()], np.int64
-        )
+        barred = np.array(known.known_of(list(self._rules.barred)), np.int64)
         items = np.array(log.items, np.int64).reshape(-1, log.width)
         scores = np.array(log.scores, np.float64).reshape(-1, log.width)
         for batch in rescan.scan(stretches):
             for i, scanned in batch:
-                self._compare_state(known, jobs[i], scanned)
+                self._compare_state(rescan.release, jobs[i], scanned)
             rows = np.concatenate([jobs[i].lists for i, _ in batch])
             if not len(rows):
                 continue
@@ -215,24 +237,23 @@ class StateCheck:
                     )
                     break  # a list is wrong once
 
-    def _compare_state(self, known: KnownRelease, job: _Job, scanned: Scanned) -> None:
+    def _compare_state(self, release: Release, job: _Job, scanned: Scanned) -> None:
         if job.task is None:
             return
-        assert known.release is not None  # there was something to compute with
         row, partition = job.task.row, job.task.user[0]
         self.states += 1
         diff = state_difference(row.hidden, scanned.hidden)
         if diff > self.max_abs_diff or self.max_abs_diff_at is None:
             self.max_abs_diff, self.max_abs_diff_at = diff, (partition, row.offset)
         if diff > STATE_TOLERANCE:
-            what = f"hidden state by release {known.version}, largest difference from the scan's"
+            what = f"hidden state by release {release.version}, largest difference from the scan's"
             expected = f"at most {STATE_TOLERANCE:g}"
             self._findings.add(Kind.STATE, partition, row.offset, what, expected, f"{diff:.3g}")
-        newest = int(known.release.vocabulary.hashes[job.newest])
+        newest = int(release.vocabulary.hashes[job.newest])
         if int(row.head["last_item"]) != newest:
             self._wrong_row(job.task, "last_item", newest, int(row.head["last_item"]))
 
-    def _left_out(self, known: KnownRelease, log: ListLog, rows: Ints) -> Ints:
+    def _left_out(self, known: KnownItems, log: ListLog, rows: Ints) -> Ints:
         """Return items (m, n) that may be missing from each list; 0 for none."""
         if not (self._rules.exclude_seen or self._rules.told):
             return np.zeros((len(rows), 1), np.int64)

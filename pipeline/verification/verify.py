@@ -21,16 +21,10 @@ from pipeline.settings import Settings
 from pipeline.verification.changelog import Rows, read_rows
 from pipeline.verification.commands import Told, changed_users, read_users
 from pipeline.verification.letters import LetterCheck
-from pipeline.verification.lists import (
-    KnownRelease,
-    OutputRules,
-    announced_versions,
-    barred_items,
-    read_releases,
-    withdrawn_items,
-)
+from pipeline.verification.lists import OutputRules, barred_items, withdrawn_items
 from pipeline.verification.oracle import LogOracle, PartitionLog, UserOf, hash_of
 from pipeline.verification.outputs import OutputCheck
+from pipeline.verification.releases import KnownRelease, announced_versions, read_releases
 from pipeline.verification.report import Findings, Kind, OffsetCounts, OutputCounts, VerifyReport
 from pipeline.verification.rows import RowCheck
 from pipeline.verification.states import StateCheck
@@ -190,7 +184,7 @@ class _Verification:
             exclude_seen=recommend.exclude_seen,
             least_ring=min(rings),
             most_ring=max(rings),
-            barred=barred_items(self._topics.read(self._names.items)),
+            barred=frozenset(map(hash_of, barred_items(self._topics.read(self._names.items)))),
             withdrawn=withdrawn_items(self._topics.read(self._names.items)),
             told=oracle.told,
             sampled=sampled,

@@ -1,5 +1,6 @@
 """`lrurec verify` on topics that are lists: true ones hold, and every kind of wrong is found."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 
 from models.release import Release
 from pipeline.settings import FieldSettings, RecommendSettings, Settings
+from pipeline.verification.releases import read_releases
 from pipeline.verification.report import Kind
+from tests.releases import random_release
 from tests.verify_world import RING, K, StreamWorld, small_release, wrong
 
 SETTINGS = Settings(
@@ -241,6 +244,45 @@ def test_a_release_that_is_gone_makes_states_unverifiable(
     assert wrong(report) == {}
     assert (report.releases_unreadable, report.states_unverifiable, report.states) == (1, 1, 2)
     assert report.outputs.unverifiable == 1
+
+
+def test_a_release_that_goes_while_it_is_verified_makes_states_unverifiable(
+    tmp_path: Path, world: StreamWorld
+) -> None:
+    """Its folder is opened again to compute with; that it is gone then breaks no promise."""
+    fleeting = small_release(tmp_path / "fleeting", 9)
+    world.announce(fleeting)
+    world.click_all("short", "6", partition=1)
+    world.run()
+    weights = fleeting.path / "weights.safetensors"
+    world.topics.on_read = lambda topic: (
+        weights.unlink(missing_ok=True) if topic == world.names.recommendations else None
+    )
+
+    report = world.verify()
+
+    assert wrong(report) == {}
+    assert (report.states_unverifiable, report.states) == (1, 2)
+    assert report.outputs.unverifiable == 1
+
+
+def test_little_of_each_release_stays_in_memory(tmp_path: Path) -> None:
+    """A dozen bytes an item, however long its id: an hour's release for months fits."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    ids = [f"stock-keeping-unit-{i}" for i in range(5000)]
+    for version in (1, 2, 3):
+        world.announce(random_release(tmp_path / "large", ids, version=version, hidden_size=2))
+    records = [one for one in world.topics.records[world.names.models, 0] if one is not None]
+    read_releases(records)
+    tracemalloc.start()
+    try:
+        releases = read_releases(records)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(releases) == 3
+    assert held < 3 * 20 * len(ids)
 
 
 def test_a_sample_leaves_states_out_but_not_facts(world: StreamWorld) -> None:
