@@ -1,9 +1,10 @@
-r"""Records whose header names are no text.
+r"""Records that aiokafka does not bring as others: header names that are no text, no timestamp.
 
 The name of a header is UTF-8 by the protocol, but no broker checks it, and aiokafka reads no batch
 that breaks the rule: one such record would stop its partition for ever. So the rest of such a batch
-is read in Python, and `\xff` stands in a name for what is no UTF-8. Private names of aiokafka are
-used.
+is read in Python, and `\xff` stands in a name for what is no UTF-8. Records in message format 0,
+which a log may hold since before Kafka 0.10, have no timestamp: None by aiokafka, here -1, as Kafka
+has it. Private names of aiokafka are used.
 """
 
 import struct
@@ -13,13 +14,15 @@ from typing import Any
 
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.legacy_records import LegacyRecordBatch, _LegacyRecordPy
 from aiokafka.record.memory_records import MemoryRecords
 
 _BATCH_START = struct.Struct(">qi")  # first offset, bytes behind this
+_NO_TIMESTAMP = -1
 
 
 def tolerate_bad_names() -> None:
-    """Make this process's aiokafka consumers read such records."""
+    """Make this process's aiokafka consumers read such records, and give each a timestamp."""
     fetcher.MemoryRecords = _TolerantRecords
 
 
@@ -46,6 +49,9 @@ class _TolerantBatch:
         return getattr(self._batch, name)
 
     def __iter__(self) -> Iterator[Any]:
+        if isinstance(self._batch, LegacyRecordBatch):  # of before there were headers
+            yield from map(_timed, self._batch)
+            return
         n = 0
         try:
             for record in self._batch:
@@ -56,6 +62,14 @@ class _TolerantBatch:
 
     def __next__(self) -> Any:
         return next(self._batch)
+
+
+def _timed(record: Any) -> Any:
+    if record.timestamp is not None:
+        return record
+    return _LegacyRecordPy(
+        record.offset, _NO_TIMESTAMP, None, record.key, record.value, record.checksum
+    )
 
 
 def _read_leniently(data: bytes, base_offset: int) -> list[Any]:

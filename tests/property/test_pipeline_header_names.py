@@ -1,4 +1,4 @@
-"""A batch with a header name that is no text reads like one without."""
+"""A batch with a header name that is no text reads like one without; no time is a negative one."""
 
 import struct
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import codec
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -92,3 +93,27 @@ def test_a_bad_name_changes_nothing_else(
 
     assert found == read(MemoryRecords(batch([text, *records], base, times, attributes)))
     assert all(LEAST <= number <= MOST for record in found for number in record[:2])
+
+
+@given(
+    records=st.lists(st.tuples(BYTES, BYTES), min_size=1, max_size=4),
+    magic=st.integers(0, 1),
+    codec_number=st.integers(0, 2),
+    time_ms=st.integers(0, MOST),
+)
+def test_a_record_of_an_old_format_has_a_negative_time_where_it_has_none(
+    records: list[tuple[bytes | None, bytes | None]], magic: int, codec_number: int, time_ms: int
+) -> None:
+    """Message format 0 knows no times; format 1 does, and they stay."""
+    written = LegacyRecordBatchBuilder(magic=magic, compression_type=codec_number, batch_size=9999)
+    for offset, (key, value) in enumerate(records):
+        written.append(offset, timestamp=time_ms if magic else None, key=key, value=value)
+
+    batches, found = _TolerantRecords(bytes(written.build())), []
+    while batches.has_next():
+        found += read(batches)
+
+    time_and_type = (time_ms, 0) if magic else (-1, None)
+    assert found == [
+        (offset, *time_and_type, key, value, []) for offset, (key, value) in enumerate(records)
+    ]
