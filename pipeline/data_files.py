@@ -4,7 +4,7 @@ Interactions come as one of
 - `.csv`, `.tsv` or `.parquet`: columns `user`, `item`, `timestamp` and, where there are kinds of
   events, `event_type` or `event`; more columns are ignored. Timestamps are Unix times: seconds if
   the largest of the file is under 1e11 (the year 5138), else milliseconds. A parquet column of
-  dates is taken as such.
+  dates is taken as such, whatever the dates.
 - `.seq.txt`: a line per user, `user item item ...`, separated by blanks, oldest first. It has no
   times, so it gets a clock: each user's items are spread evenly over the year 2000, item j of n
   (from 1) at the share j / (n + 1) of it. A cut in time is then a cut in every history.
@@ -295,13 +295,17 @@ def _read_parquet(path: Path) -> Interactions:
         msg = f"{path}: parquet needs pyarrow: pip install 'lrurec-stream[parquet]'"
         raise DataFileInvalid(msg) from error
     try:
-        header = parquet.read_schema(path).names
-        _check_columns(path, header, COLUMNS)
-        kind = _event_type_name(header)
-        table = parquet.read_table(path, columns=[*COLUMNS, *([kind] if kind else [])])
+        return _parquet_rows(path, arrow, parquet)
     except (OSError, arrow.ArrowException) as error:
         msg = f"{path}: cannot be read as parquet: {error}"
         raise DataFileInvalid(msg) from error
+
+
+def _parquet_rows(path: Path, arrow: Any, parquet: Any) -> Interactions:
+    header = parquet.read_schema(path).names
+    _check_columns(path, header, COLUMNS)
+    kind = _event_type_name(header)
+    table = parquet.read_table(path, columns=[*COLUMNS, *([kind] if kind else [])])
 
     def texts(name: str) -> tuple[list[str], NDArray[np.int32]]:
         column = table[name]
@@ -310,9 +314,7 @@ def _read_parquet(path: Path) -> Interactions:
         legal = ("is_integer", "is_string", "is_large_string", "is_string_view")
         if not any(getattr(arrow.types, test)(column.type) for test in legal):
             _refuse(path, None, f"texts or integers as {name}", f"{column.type}")
-        column = column.cast(arrow.string()).fill_null("").combine_chunks().dictionary_encode()
-        codes = column.indices.to_numpy().astype(np.int32)
-        return column.dictionary.to_pylist(), codes
+        return encode_texts(path, name, column, arrow)
 
     def ids(name: str) -> tuple[list[str], NDArray[np.int32]]:
         names, codes = texts(name)
@@ -322,17 +324,19 @@ def _read_parquet(path: Path) -> Interactions:
         return names, codes
 
     def refuse_time(row: int, _limit: float) -> NoReturn:
-        _refuse(path, row + 1, EXPECTED_TIME, f"{table['timestamp'][row]}", unit="row")
+        found = table["timestamp"][row]
+        try:
+            got = f"{found}"
+        except (OverflowError, ValueError):  # Python has no date for it
+            got = f"{found.value} as {found.type}"
+        _refuse(path, row + 1, EXPECTED_TIME, got, unit="row")
 
-    times = table["timestamp"]
+    times, scale = table["timestamp"], None
     if arrow.types.is_timestamp(times.type) or arrow.types.is_date(times.type):
-        # Seconds, whatever the date: the rule for numbers below takes them for nothing else.
-        times = times.cast(arrow.timestamp("ms"), safe=False).cast(arrow.int64())
-        seconds = times.to_numpy().astype(np.float64) / 1000
-    elif arrow.types.is_integer(times.type) or arrow.types.is_floating(times.type):
-        seconds = times.cast(arrow.float64(), safe=False).to_numpy()
-    else:
+        times, scale = times.cast(arrow.timestamp("ms"), safe=False).cast(arrow.int64()), 1
+    elif not (arrow.types.is_integer(times.type) or arrow.types.is_floating(times.type)):
         _refuse(path, None, "numbers or dates as timestamp", f"{times.type}")
+    numbers = times.cast(arrow.float64(), safe=False).to_numpy()
     user_ids, users = ids("user")
     item_ids, items = ids("item")
     event_types, types = texts(kind) if kind else ([], None)
@@ -344,13 +348,34 @@ def _read_parquet(path: Path) -> Interactions:
             users=users,
             items=items,
             types=types,
-            timestamps_ms=_milliseconds(path, seconds, refuse_time),
+            timestamps_ms=_milliseconds(path, numbers, refuse_time, scale),
         )
     )
 
 
+def encode_texts(
+    path: Path, name: str, column: Any, arrow: Any
+) -> tuple[list[str], NDArray[np.int32]]:
+    """Return the texts of a column, each once, and each row's number among them; "" for a null.
+
+    The chunks are joined as numbers only: joined as texts they can have more than 2 GiB.
+    """
+    column = column.cast(arrow.large_string()).fill_null("").dictionary_encode().combine_chunks()
+    codes = column.indices.to_numpy().astype(np.int32)
+    try:
+        return column.dictionary.to_pylist(), codes
+    except UnicodeDecodeError:
+        values = column.dictionary.cast(arrow.large_binary()).to_pylist()
+        bad = next(number for number, value in enumerate(values) if not _is_utf8(value))
+        row = int(np.argmax(codes == bad))
+        _refuse(path, row + 1, f"UTF-8 as {name}", "other bytes", unit="row")
+
+
 def _milliseconds(
-    path: Path, times: NDArray[np.float64], refuse: Callable[[int, float], NoReturn]
+    path: Path,
+    times: NDArray[np.float64],
+    refuse: Callable[[int, float], NoReturn],
+    scale: int | None = None,
 ) -> NDArray[np.int64]:
     """Return times that are all in seconds or all in milliseconds as milliseconds.
 
@@ -358,10 +383,12 @@ def _milliseconds(
         path: The file, for the message that it has no rows.
         times: (n,)
         refuse: Told the first row out of range, and the limit in the file's unit; raises.
+        scale: Milliseconds of the file's unit; None: to be found out from the largest time.
     """
     if not len(times):
         _refuse(path, None, "at least one row", "none")
-    scale = 1000 if times.max() < MIN_MS else 1
+    if scale is None:
+        scale = 1000 if times.max() < MIN_MS else 1
     limit = MAX_TIMESTAMP_MS / scale
     legal = (times >= 0) & (times < limit)
     if not legal.all():

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from pipeline import data_files
-from pipeline.data_files import Interaction, read_interactions, read_titles
+from pipeline.data_files import (
+    MAX_TIMESTAMP_MS,
+    Interaction,
+    encode_texts,
+    read_interactions,
+    read_titles,
+)
 from pipeline.errors import DataFileInvalid
 
 T = 1_600_000_000
@@ -300,6 +306,51 @@ class TestParquet:
         path = self.write(tmp_path / "a.parquet", user=["u", "u"], item=["a", "b"], timestamp=times)
 
         assert [row.timestamp_ms for row in rows(path)] == [0, T_MS]
+
+    @pytest.mark.parametrize(
+        ("kind", "never", "message"),
+        [
+            ("date32", 2_932_896, "got 9999-12-31"),
+            ("date32", 10**7, r"got 10000000 as date32\[day\]"),
+            ("ms", 253_402_214_400_000, "got 9999-12-31 00:00:00"),
+            ("us", 10**18, r"got 10{18} as timestamp\[us\]"),
+            ("ns", MAX_TIMESTAMP_MS * 10**6 + 1, "got 2100-01-01|got 410244480{10}1 as timestamp"),
+            ("ms", -1, "got 1969-12-31 23:59:59.999000"),
+        ],
+    )
+    def test_a_date_out_of_range_is_named(
+        self, tmp_path: Path, kind: str, never: int, message: str
+    ) -> None:
+        """Also one so late that the numbers of a file's times would be taken for milliseconds."""
+        arrow = importlib.import_module("pyarrow")
+        is_date = kind == "date32"
+        numbers = arrow.array([20_000, never], arrow.int32() if is_date else arrow.int64())
+        times = numbers.view(arrow.date32() if is_date else arrow.timestamp(kind))
+        path = self.write(tmp_path / "a.parquet", user=["u", "u"], item=["a", "b"], timestamp=times)
+
+        with pytest.raises(DataFileInvalid, match=f"row 2: expected a timestamp .* {message}"):
+            read_interactions(path)
+
+    def test_ids_may_have_more_than_two_gibibytes(self) -> None:
+        """As texts they could not be one array; all of them are one id here, in a few bytes."""
+        arrow = importlib.import_module("pyarrow")
+        chunk, n = arrow.array(["x" * 2**20]), 2**11 + 1
+
+        texts, codes = encode_texts(Path("a"), "user", arrow.chunked_array([chunk] * n), arrow)
+
+        assert texts == chunk.to_pylist()
+        assert (len(codes), codes.any()) == (n, False)
+
+    @pytest.mark.parametrize("name", ["user", "item", "event"])
+    def test_an_id_that_is_no_utf_8_is_named(self, tmp_path: Path, name: str) -> None:
+        """Parquet does not check its texts."""
+        arrow = importlib.import_module("pyarrow")
+        bad = arrow.array([b"ok", b"\xff", b"\xfe"]).view(arrow.string())
+        ids = {key: ["a", "b", "c"] for key in ("user", "item", "event")} | {name: bad}
+        path = self.write(tmp_path / "a.parquet", **ids, timestamp=[T, T, T])
+
+        with pytest.raises(DataFileInvalid, match=f"row 2: expected UTF-8 as {name}, got other"):
+            read_interactions(path)
 
     @pytest.mark.parametrize(
         ("change", "message"),
