@@ -16,6 +16,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.structs import TopicPartition
 
 MAX_CHUNK_BYTES = 4 * 2**20
+MAX_HEADER_BYTES = 10  # of a header in a batch, beside name and value: the length of each
 
 
 class Chunk:

@@ -1,6 +1,6 @@
 """What the engine asks of whoever turns records into rows and recommendations."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol
@@ -8,7 +8,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.engine.chunks import Chunk
+from pipeline.engine.chunks import MAX_HEADER_BYTES, Chunk
+
+
+def record_bytes(
+    key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]
+) -> int:
+    """Return how many bytes a record may take in a batch, beside some 100 that every one takes."""
+    in_headers = sum(
+        MAX_HEADER_BYTES + len(name.encode()) + len(content or b"") for name, content in headers
+    )
+    return len(key or b"") + len(value or b"") + in_headers
 
 
 @dataclass(slots=True)
@@ -28,18 +38,16 @@ class DeadLetter:
     about: list[tuple[str, bytes | None]] = field(default_factory=list)
 
     def size(self) -> int:
-        """Return the bytes of the record."""
-        return len(self.key or b"") + len(self.value or b"") + self._header_bytes()
-
-    def _header_bytes(self) -> int:
-        return sum(len(name.encode()) + len(value or b"") for name, value in self.headers)
+        """Return the bytes of the record, at most."""
+        return record_bytes(self.key, self.value, self.headers)
 
     def without_record(self) -> "DeadLetter":
         """Return a letter that only tells of the record: its sizes (-1: none) and a digest."""
+        headers = sum(len(name.encode()) + len(value or b"") for name, value in self.headers)
         sizes = {
             "key": -1 if self.key is None else len(self.key),
             "value": -1 if self.value is None else len(self.value),
-            "headers": self._header_bytes(),
+            "headers": headers,
         }
         told = [(f"lrurec-{part}-bytes", b"%d" % size) for part, size in sizes.items()]
         digest = sha256(self.value or b"").hexdigest().encode()

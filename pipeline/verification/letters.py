@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.cluster.clients import Record
+from pipeline.engine.processor import record_bytes
 from pipeline.verification.oracle import DeadRecord, LogOracle
 from pipeline.verification.report import Findings, Kind
 
 MOST_BYTES = 900_000
-"""A record of at most so many bytes is in its letter whole; docs/topics.md."""
+"""A record of at most so many bytes, as `record_bytes` has it, is in its letter whole."""
 
 
 class _Letter(NamedTuple):
@@ -125,14 +126,9 @@ def _holds(record: Record, headers: Mapping[str, bytes], dead: DeadRecord) -> bo
     if record.key is None and record.value is None and "lrurec-value-sha256" in headers:
         digest = hashlib.sha256(dead.value or b"").hexdigest()
         is_its_own = headers["lrurec-value-sha256"] == digest.encode()
-        return is_its_own and _size(dead) > MOST_BYTES
+        return is_its_own and record_bytes(dead.key, dead.value, dead.headers) > MOST_BYTES
     own = _comparable(record.headers)[: len(dead.headers)]
     return (record.key, record.value, own) == (dead.key, dead.value, _comparable(dead.headers))
-
-
-def _size(dead: DeadRecord) -> int:
-    in_headers = sum(len(name.encode()) + len(value or b"") for name, value in dead.headers)
-    return len(dead.key or b"") + len(dead.value or b"") + in_headers
 
 
 def _comparable(headers: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

@@ -77,6 +77,35 @@ def test_two_workers_of_one_name_do_not_fight_for_ever(settings: Settings) -> No
     assert "another worker runs under the name twin" in last_words(one)
 
 
+def send_letters(settings: Settings, *turns: list[DeadLetter]) -> None:
+    """Send letters as a worker does, each turn's once the one before is safe."""
+
+    async def run() -> None:
+        address = settings.kafka.bootstrap_servers
+        producer = AIOKafkaProducer(bootstrap_servers=address, enable_idempotence=True)
+        await producer.start()
+        try:
+            for letters in turns:
+                sent = await send_dead_letters(producer, engine_options(settings), 0, letters)
+                await asyncio.gather(*sent)
+        finally:
+            await producer.stop()
+
+    asyncio.run(run())
+
+
+def test_a_letter_is_large_by_many_small_headers_too(settings: Settings) -> None:
+    """Each costs bytes beside its name and its value, which the topic may refuse."""
+    address, topic = settings.kafka.bootstrap_servers, settings.topics.dead_letters
+    create_topic(address, topic, config={"max.message.bytes": "800000"})
+    headers = [("", None)] * 450_000  # 900,000 bytes, of which zstd makes some hundred
+
+    send_letters(settings, [DeadLetter(b"k", b"", headers)])
+
+    (letter,) = read_partitions(settings.kafka, topic)
+    assert (letter.key, letter.value, len(letter.headers)) == (b"k", b"", len(headers))
+
+
 def test_a_letter_that_is_refused_leaves_without_its_record(settings: Settings) -> None:
     """It says what it is of; those before, beside and behind it are complete.
 
@@ -88,21 +117,12 @@ def test_a_letter_that_is_refused_leaves_without_its_record(settings: Settings) 
     values = [b"0", b"1", os.urandom(300_000) * 60, b"2"]
     good = [DeadLetter(b"k", value, [("own", None)], place) for value in values]
 
-    async def send_all() -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=address, enable_idempotence=True)
-        await producer.start()
-        try:
-            for letters in (
-                good[:1],
-                [good[1], DeadLetter(b"key", large, [("own", b"1")], place), good[2]],
-                [DeadLetter(None, None, [("own", large)], place), good[3]],
-            ):
-                sent = await send_dead_letters(producer, engine_options(settings), 0, letters)
-                await asyncio.gather(*sent)
-        finally:
-            await producer.stop()
-
-    asyncio.run(send_all())
+    send_letters(
+        settings,
+        good[:1],
+        [good[1], DeadLetter(b"key", large, [("own", b"1")], place), good[2]],
+        [DeadLetter(None, None, [("own", large)], place), good[3]],
+    )
 
     complete, told = [], []
     for record in read_partitions(settings.kafka, topic):

@@ -255,6 +255,24 @@ def test_a_letter_may_have_a_digest_for_a_large_record(
     assert wrong(world.verify()) == ({} if is_right else {Kind.LETTER: 1})
 
 
+@pytest.mark.parametrize(("n_headers", "is_right"), [(81_900, True), (81_800, False)])
+def test_a_record_of_very_many_small_headers_is_a_large_one(
+    tmp_path: Path, n_headers: int, is_right: bool
+) -> None:
+    """A header counts for its name and its value, and ten bytes."""
+    world = StreamWorld(tmp_path, SETTINGS)
+    world.junk(b"{", headers=[("h", b"")] * n_headers)
+    world.run()
+    log = world.topics.records[world.names.dead_letters, 0]
+    assert log[0] is not None
+    own, about = log[0].headers[:n_headers], log[0].headers[n_headers:]
+    letter = DeadLetter(b"junk", b"{", own, [*about]).without_record()
+    log[0] = replace(log[0], key=None, value=None, headers=tuple(letter.about))
+
+    assert dict(letter.about)["lrurec-headers-bytes"] == b"%d" % n_headers
+    assert wrong(world.verify()) == ({} if is_right else {Kind.LETTER: 1})
+
+
 def test_a_letter_has_the_headers_of_its_record(tmp_path: Path) -> None:
     """They come first, in their order; a letter that lost them is false."""
     world = StreamWorld(tmp_path, SETTINGS)
