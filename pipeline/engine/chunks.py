@@ -30,7 +30,7 @@ class Chunk:
         start: The position it was fetched from. The record at that offset may be missing
             (compaction).
         next_offset: The position behind it: where the next chunk of the partition has to start.
-        size_bytes: Keys and values of the records.
+        size_bytes: Keys, values and headers of the records.
         received_s: Wall clock (seconds since 1970) at which the fetch brought it.
     """
 
@@ -60,7 +60,7 @@ def take_chunks(
     Args:
         result: aiokafka's fetched data of one partition; empty afterwards.
         max_records: The most records in one chunk.
-        max_bytes: The most bytes of keys and values in one chunk of several records.
+        max_bytes: The most bytes of keys, values and headers in one chunk of several records.
 
     Returns:
         The chunks in order, together all offsets that the position moved over; none where it was
@@ -115,6 +115,8 @@ def _cut(
     part_bytes = 0
     for record in records:
         size_bytes = len(record.key or b"") + len(record.value or b"")
+        for name, value in record.headers:
+            size_bytes += MAX_HEADER_BYTES + len(name) + len(value or b"")
         if part and (len(part) == max_records or part_bytes + size_bytes > max_bytes):
             chunks.append(Chunk(part, start, part[-1].offset + 1, part_bytes))
             start = chunks[-1].next_offset
