@@ -172,7 +172,7 @@ class EventDecoder:
             expected = {"iso": "ISO 8601", "auto": "a number or ISO 8601"}.get(unit, "a number")
             self._refuse_value(value, "timestamp", expected)
         if not 0 <= time < MAX_TIMESTAMP_MS:
-            self._refuse_as(bad, "timestamp", "1970 to 2099", f"{value!r}")
+            self._refuse_as(bad, "timestamp", "1970 to 2099", "a time outside")
         return time
 
     def _read_slowly(self, value: bytes) -> _Values:

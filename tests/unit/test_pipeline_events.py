@@ -308,6 +308,16 @@ def test_a_message_names_the_path_and_keeps_values_out() -> None:
     assert str(refused.value) == "who.id: expected text or an integer, got an array"
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "2100-01-01", 4.2e12, -17])
+def test_a_message_keeps_times_out(time: str | float) -> None:
+    """What stands where the time should be may be anything of a user's."""
+    with pytest.raises(EventInvalid) as refused:
+        decode({**CLICK, "timestamp_ms": time})
+
+    assert str(refused.value).startswith("timestamp_ms: expected 1970 to 2099, got a ")
+    assert str(refused.value).endswith(" outside")
+
+
 def test_one_path_may_serve_two_fields() -> None:
     """A field may be, say, the item and the event's id at once."""
     event = decode(CLICK, event_id="item_id", timestamp=None)
