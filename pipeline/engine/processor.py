@@ -29,7 +29,7 @@ class DeadLetter:
         key: The record's key, unchanged.
         value: The record's value, unchanged; None stays None.
         headers: The record's own headers, unchanged.
-        about: Reason, topic, partition, offset and error, which are further headers.
+        about: Reason, topic, partition, offset, timestamp and error, which are further headers.
     """
 
     key: bytes | None

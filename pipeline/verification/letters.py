@@ -77,8 +77,12 @@ class LetterCheck:
             expected = "a record that is dead"
             self._findings.add(Kind.LETTER, partition, offset, "letter", expected, got)
             return -1
+        time_ms = headers.get("lrurec-timestamp-ms")  # not in letters of before there was one
         if reason != dead.reason:
             self._findings.add(Kind.LETTER, partition, offset, "reason", dead.reason, reason)
+        elif time_ms not in (None, b"%d" % dead.timestamp_ms):
+            what, got = "lrurec-timestamp-ms", time_ms.decode(errors="replace")
+            self._findings.add(Kind.LETTER, partition, offset, what, dead.timestamp_ms, got)
         elif record.partition != partition:
             what = "partition of the letter"
             self._findings.add(Kind.LETTER, partition, offset, what, partition, record.partition)

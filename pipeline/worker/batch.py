@@ -171,6 +171,7 @@ def dead_letter(record: Any, source: str, partition: int, error: EventInvalid) -
         ("lrurec-topic", source.encode()),
         ("lrurec-partition", b"%d" % partition),
         ("lrurec-offset", b"%d" % record.offset),
+        ("lrurec-timestamp-ms", b"%d" % record.timestamp),
         ("lrurec-error", str(error).encode(errors="backslashreplace")),
     ]
     return DeadLetter(record.key, record.value, record.headers or (), about)

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from tests.kafka import (
     wait_until,
 )
 from tests.releases import random_release
-from tests.verify_world import PARTITIONS, RING, K, StreamWorld, small_release
+from tests.verify_world import PARTITIONS, RING, K, ListedRecord, StreamWorld, small_release
 from tests.worker_process import WorkerProcess, running_worker
 
 MORE_ITEMS = [f"item-{i}" for i in range(30)]
@@ -75,7 +75,7 @@ def world(settings: Settings, tmp_path: Path) -> StreamWorld:
     for (topic, partition), log in made.topics.records.items():
         records = [r for r in log if r is not None]
         if topic == own.topics.dead_letters:
-            send_letters(address, made)
+            send_whole(address, records, with_times=False)  # which retention would remove
         elif topic == made.changelog:
             rows = [(partition, r.key, r.value) for r in records]
             send_transactions(address, topic, [(rows, True), (rows[:1], False)])
@@ -83,27 +83,29 @@ def world(settings: Settings, tmp_path: Path) -> StreamWorld:
             send(address, topic, [(1, r.key, r.value) for r in records[:2]])
             last = [(1, records[2].key, records[2].value)]
             send_transactions(address, topic, [(last, True), (last, False)])
+        elif topic == name:
+            send_whole(address, records, with_times=True)  # which the letters tell
         else:
             send(address, topic, [(partition, r.key, r.value) for r in records])
     commit(made)
     return made
 
 
-def send_letters(address: str, world: StreamWorld) -> None:
-    """Send the dead letters, which have headers."""
+def send_whole(address: str, records: Iterable[ListedRecord], *, with_times: bool) -> None:
+    """Send records with their headers, and with their timestamps or those of now."""
 
     async def run() -> None:
         producer = aiokafka.AIOKafkaProducer(bootstrap_servers=address)
         await producer.start()
         try:
-            for letter in world.topics.records[world.names.dead_letters, 0]:
-                assert letter is not None
+            for record in records:
                 await producer.send_and_wait(
-                    letter.topic,
-                    letter.value,
-                    key=letter.key,
-                    partition=letter.partition,
-                    headers=list(letter.headers),
+                    record.topic,
+                    record.value,
+                    key=record.key,
+                    partition=record.partition,
+                    timestamp_ms=record.timestamp if with_times else None,
+                    headers=list(record.headers),
                 )
         finally:
             await producer.stop()

@@ -215,10 +215,12 @@ def test_a_removed_letter_of_a_clock_that_runs_ahead_is_not_missed(tmp_path: Pat
         ("offset", b"1"),
         ("offset", b"x"),
         ("partition", b"7"),
+        ("timestamp-ms", b"7"),
+        ("timestamp-ms", b"x"),
     ],
 )
 def test_a_false_letter_is_found(dead_world: StreamWorld, field: str, value: bytes | None) -> None:
-    """A letter has its record's bytes, place and reason."""
+    """A letter has its record's bytes, place, time and reason."""
     log = dead_world.topics.records[dead_world.names.dead_letters, 0]
     assert log[0] is not None
     headers = dict(log[0].headers)
@@ -284,6 +286,22 @@ def test_a_letter_has_the_headers_of_its_record(tmp_path: Path) -> None:
     log[0] = replace(log[0], headers=log[0].headers[1:])
 
     assert wrong(world.verify()) == {Kind.LETTER: 1}
+
+
+def test_a_letter_tells_the_time_of_its_record(dead_world: StreamWorld) -> None:
+    """By it a repaired record can be sent again as of then; letters of old do not have it."""
+    topics, name = dead_world.topics, dead_world.names
+    records = topics.records[name.interactions, 0]
+    log = topics.records[name.dead_letters, 0]
+    for number, letter in enumerate(log):
+        assert letter is not None
+        headers = dict(letter.headers)
+        record = records[int(headers["lrurec-offset"])]
+        assert record is not None
+        assert headers.pop("lrurec-timestamp-ms") == b"%d" % record.timestamp
+        log[number] = replace(letter, headers=tuple(headers.items()))
+
+    assert wrong(dead_world.verify()) == {}
 
 
 def test_a_letter_lies_on_the_partition_of_its_record(dead_world: StreamWorld) -> None:
