@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from pipeline.cluster.clients import Record, read_partitions
-from pipeline.events import MAX_TIMESTAMP_MS
+from pipeline.events import MAX_TIMESTAMP_MS, MIN_AUTO_MS
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class UserCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         forget_before_ms: Events from before this time never happened, milliseconds since 1970; 0:
-            none is forgotten.
+            none is forgotten. No other one of before March 1973: it would be one in seconds.
         blocked_items: Ids of items that are not to be recommended to the user.
     """
 
@@ -64,6 +64,9 @@ def decode_user_command(key: bytes | None, value: bytes | None) -> UserCommand:
     if value is None:
         return NOTHING
     command = _decode(value)
+    if 0 < command.forget_before_ms < MIN_AUTO_MS:
+        msg = f"forget_before_ms: expected 0 or at least {MIN_AUTO_MS}, got less: seconds, perhaps"
+        raise ValueError(msg)
     for item in command.blocked_ids:
         item.encode()  # a lone surrogate is no id
     return command

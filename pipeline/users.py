@@ -64,7 +64,8 @@ def parse_time_ms(text: str, now_ms: int) -> int:
     What lies ahead is refused: what is once forgotten cannot be remembered again.
 
     Raises:
-        SettingsInvalid: It is another text, of before 1970 or later than now.
+        SettingsInvalid: It is another text, later than now, or of before March 1973 and not the
+            beginning of 1970, by which nothing is forgotten: a record with it would be void.
     """
     expected = f"a time must be ISO 8601 or milliseconds since 1970, got {text!r}"
     if text.isascii() and text.isdigit():
@@ -79,8 +80,8 @@ def parse_time_ms(text: str, now_ms: int) -> int:
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         time_ms = (moment - _EPOCH) // _MILLISECOND
-    if not 0 <= time_ms <= now_ms:
-        msg = f"a time must be between 1970 and now, got {text!r}"
+    if time_ms != 0 and not MIN_AUTO_MS <= time_ms <= now_ms:
+        msg = f"a time must be 1970-01-01 or between March 1973 and now, got {text!r}"
         raise SettingsInvalid(msg)
     return time_ms
 

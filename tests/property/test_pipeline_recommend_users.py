@@ -244,17 +244,17 @@ def test_of_several_commands_the_latest_by_its_time_rules(releases: list[ServedM
     world = World(releases[0])
     world.command("user", 7, blocked_items=["item-1"])
     world.command("user", 9, blocked_items=["item-2"])
-    world.command("user", 8, forget_before_ms=5, blocked_items=["item-3"])
+    world.command("user", 8, forget_before_ms=BASE_MS, blocked_items=["item-3"])
     world.hearing.take_up()
 
     blocked = world.hearing.blocked({0: [b"other", b"user"]})
 
     assert {user: items.tolist() for user, items in blocked.items()} == {1: [item_hash("item-2")]}
-    assert world.hearing.forget_before_ms == {b"user": 5}
+    assert world.hearing.forget_before_ms == {b"user": BASE_MS}
     world.command("user", 10)
     world.hearing.take_up()
     assert world.hearing.blocked({0: [b"user"]}) == {}
-    assert world.hearing.forget_before_ms == {b"user": 5}
+    assert world.hearing.forget_before_ms == {b"user": BASE_MS}
 
 
 def test_a_row_that_is_away_is_erased_too(releases: list[ServedModel]) -> None:
@@ -266,7 +266,7 @@ def test_a_row_that_is_away_is_erased_too(releases: list[ServedModel]) -> None:
         world.process(0, number, number + 1)
         world.settle()
     for number in range(5):
-        world.command(f"user-{number}", 1, forget_before_ms=3000)
+        world.command(f"user-{number}", 1, forget_before_ms=BASE_MS)
 
     assert world.processor.refresh(()) == {}
     assert world.processor.refresh((0, 1)) == {0: 5}
@@ -274,7 +274,7 @@ def test_a_row_that_is_away_is_erased_too(releases: list[ServedModel]) -> None:
     world.settle()
     assert {key for _, key in world.rows()} == {b"user-%d" % number for number in range(5, 10)}
 
-    world.command("user-5", 1, forget_before_ms=3000)
+    world.command("user-5", 1, forget_before_ms=BASE_MS)
     world.processor.refresh((0,))
     world.processor.forget(0)  # before it was settled: the next owner may not have heard
     assert len(world.rows()) == 5
@@ -291,8 +291,8 @@ def test_a_list_that_outlived_its_state_is_taken_back(releases: list[ServedModel
         world.produce(0, user, "item-1")
     world.process(0, 0, 3)
     world.start()
-    world.command("user-1", 1, forget_before_ms=3000)
-    world.command("user-2", 1, forget_before_ms=3000)
+    world.command("user-1", 1, forget_before_ms=BASE_MS)
+    world.command("user-2", 1, forget_before_ms=BASE_MS)
     world.produce(0, "user-2", "item-2", timestamp_ms=BASE_MS, record_ms=BASE_MS)
 
     [result] = world.process(0, 0, 4)

@@ -5,6 +5,7 @@ import pytest
 from pipeline.commands.users import Command, run
 from pipeline.errors import SettingsInvalid
 from pipeline.settings import parse_command
+from pipeline.user_commands import UserCommand, decode_user_command
 from pipeline.users import check_id, format_time, parse_time_ms
 
 NOW_MS = 1_767_225_600_000  # 2026-01-01
@@ -19,6 +20,7 @@ NOW_MS = 1_767_225_600_000  # 2026-01-01
         ("2025-01-01T00:00:00.0009", 1_735_689_600_000),
         ("1735689600001", 1_735_689_600_001),
         ("1970-01-01", 0),
+        ("1973-03-03T09:46:40Z", 10**11),
         (str(NOW_MS), NOW_MS),
     ],
 )
@@ -38,6 +40,8 @@ def test_a_time_is_iso_8601_or_milliseconds(text: str, time_ms: int) -> None:
         "\u0661\u0662\u0663",  # digits, but not of ASCII
         "20250101",
         "1969-12-31",
+        "1970-01-01T00:00:00.001",
+        "1973-03-03T09:46:39.999Z",
         "0001-01-01T00:00:00+14:00",
         "9999-12-31T23:59:59-14:00",
         str(NOW_MS + 1),
@@ -49,6 +53,21 @@ def test_another_time_is_refused(text: str) -> None:
     """Seconds taken for milliseconds would forget nothing, the future everything for ever."""
     with pytest.raises(SettingsInvalid, match=r"^a time must be "):
         parse_time_ms(text, NOW_MS)
+
+
+@pytest.mark.parametrize("time", [1, 1_735_689_600, 10**11 - 1])
+def test_a_command_to_forget_in_seconds_is_void(time: int) -> None:
+    """It would forget nothing, and look as if it did."""
+    with pytest.raises(ValueError, match=r"^forget_before_ms: expected 0 or at least 1000"):
+        decode_user_command(b"u", b'{"forget_before_ms":%d}' % time)
+
+
+@pytest.mark.parametrize("time", [0, 10**11, 1_735_689_600_000])
+def test_a_command_to_forget_in_milliseconds_is_one(time: int) -> None:
+    """Zero forgets nothing."""
+    command = decode_user_command(b"u", b'{"forget_before_ms":%d}' % time)
+
+    assert command == UserCommand(forget_before_ms=time)
 
 
 def test_any_timestamp_of_a_record_can_be_shown() -> None:

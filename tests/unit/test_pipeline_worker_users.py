@@ -25,7 +25,7 @@ class SlowRows:
 def test_a_flood_of_commands_is_worked_off_bit_by_bit() -> None:
     """Of each second a fraction, however many partitions there are, and all of them in the end."""
     users, rows, owned = Users(), SlowRows(), range(12)
-    value = b'{"forget_before_ms":1000}'
+    value = b'{"forget_before_ms":1735689600000}'
     for number in range(2 * ERASE_AT_ONCE):
         key = b"user-%d" % number
         users.hear(SimpleNamespace(key=key, value=value, timestamp=1))  # type: ignore[arg-type]
