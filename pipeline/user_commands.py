@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from pipeline.cluster.clients import Record, read_partitions
+from pipeline.cluster.clients import Record, place_of, read_partitions
 from pipeline.events import MAX_TIMESTAMP_MS, MIN_AUTO_MS
 from pipeline.settings import Settings
 
@@ -97,7 +97,7 @@ def read_user_commands(settings: Settings) -> Iterator[tuple[Record, UserCommand
         try:
             yield record, decode_user_command(record.key, record.value)
         except (ValueError, RecursionError) as error:
-            where = f"{record.topic} partition {record.partition} offset {record.offset}"
+            where = place_of(record)
             logger.error("%s: no command of a user, it changes nothing: %s", where, error)
 
 

@@ -46,6 +46,11 @@ class Record(Protocol):
     headers: Sequence[tuple[str, bytes]]
 
 
+def place_of(record: Record) -> str:
+    """Return where a record stands, for the log: by it an operator finds it."""
+    return f"{record.topic} partition {record.partition} offset {record.offset}"
+
+
 class Password(str):
     """A password that does not show in logs: client libraries log their whole configuration."""
 

@@ -25,6 +25,7 @@ from pipeline.cluster.clients import (
     Record,
     aiokafka_options,
     faust_credentials,
+    place_of,
     read_partitions,
 )
 from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics, topic_id
@@ -242,7 +243,7 @@ def create_worker(
         catalogue, users, topics = Catalogue(), Users(), settings.topics
 
         def take_release(record: Record) -> None:
-            swapper.apply(record.key, record.value)
+            swapper.apply(record.key, record.value, place_of(record))
 
         def take_item(record: Record) -> None:
             catalogue.apply(record.key, record.value)
@@ -305,7 +306,7 @@ def _read_topic(settings: Settings, topic: str, take: Callable[[Record], None]) 
         try:
             take(record)
         except (ValueError, RecursionError) as error:
-            logger.error("%s offset %d: %s", record.topic, record.offset, error)
+            logger.error("%s: %s", place_of(record), error)
     return following
 
 

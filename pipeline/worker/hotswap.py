@@ -77,9 +77,9 @@ class Swapper:
             )
         return {0: announced[-1][0] + 1} if announced else {}
 
-    def apply(self, key: bytes | None, value: bytes | None) -> None:
+    def apply(self, key: bytes | None, value: bytes | None, place: str = "models topic") -> None:
         """Take one record of the models topic: load what it announces, to be served next."""
-        announcement = decode_announcement(value)
+        announcement = decode_announcement(value, place)
         if announcement is not None:
             is_loaded = self._load(announcement)
             self._metrics.rejected_version.set(0 if is_loaded else announcement.version)

@@ -19,6 +19,7 @@ from pipeline.cluster.clients import (
     Record,
     follow_topic,
     kafka_python_options,
+    place_of,
     read_partitions,
     wait_for_kafka,
 )
@@ -96,19 +97,19 @@ def require_own_number(settings: Settings, release: Release) -> None:
 def read_announcements(settings: Settings) -> Iterator[tuple[int, Announcement]]:
     """Yield (offset, announcement) of the models topic to its present end, oldest first."""
     for record in read_partitions(settings.kafka, settings.topics.models):
-        announcement = decode_announcement(record.value)
+        announcement = decode_announcement(record.value, place_of(record))
         if announcement is not None:
             yield record.offset, announcement
 
 
-def decode_announcement(value: bytes | None) -> Announcement | None:
-    """Return the announcement; None for a tombstone or bytes that are none (logged)."""
+def decode_announcement(value: bytes | None, place: str = "models topic") -> Announcement | None:
+    """Return the announcement; None for a tombstone or bytes that are none (logged with place)."""
     if value is None:
         return None
     try:
         return msgspec.json.decode(value, type=Announcement)
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too many brackets
-        logger.error("models topic: a record is no announcement: %s", error)
+        logger.error("%s: no announcement of a release: %s", place, error)
         return None
 
 
@@ -198,6 +199,6 @@ class TopicFollower:
         try:
             self._handle(record)
         except (PipelineError, ModelError, ValueError, RecursionError) as error:
-            logger.error("%s: %s", self._topic, error)
+            logger.error("%s: %s", place_of(record), error)
         except Exception:  # a bug; the records behind this one are still wanted
-            logger.exception("%s: a record could not be applied", self._topic)
+            logger.exception("%s: the record could not be applied", place_of(record))

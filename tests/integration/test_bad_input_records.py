@@ -317,3 +317,34 @@ def test_nothing_of_this_ended_the_worker(world: World) -> None:
     assert report.offsets.pending == report.offsets.missing == 0
     assert report.offsets.dead == len(BAD) + 4 + 1500
     assert "Traceback" not in world.worker.log()
+
+
+def test_what_means_nothing_to_a_worker_is_named_by_its_place(settings: Settings) -> None:
+    """A line has partition and offset, whenever the record came, and no user."""
+    settings = dataclasses.replace(settings, metrics=MetricsSettings(port=free_port()))
+    topics, address = settings.topics, settings.kafka.bootstrap_servers
+    create_topics(settings)
+    bad = [
+        (topics.users, 2, b"secret", b'{"forget_before_ms":1735689600}'),
+        (topics.items, 0, b"sku", b"{"),
+        (topics.models, 0, b"1", b"{"),
+    ]
+
+    def send_all() -> None:
+        for topic, partition, key, value in bad:
+            send(address, topic, [(partition, key, value)])
+
+    def is_told(offset: int) -> bool:
+        lines = [line for line in worker.log().splitlines() if " ERROR " in line]
+        return all(
+            any(f"{topic} partition {partition} offset {offset}: " in line for line in lines)
+            for topic, partition, *_ in bad
+        )
+
+    send_all()
+    with running_worker(settings) as worker:
+        worker.wait_until_ready()
+        assert is_told(0)
+        send_all()
+        wait_until(lambda: is_told(1), "a line each")
+    assert "secret" not in worker.log()
