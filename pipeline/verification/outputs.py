@@ -24,7 +24,8 @@ class _Answer:
     """What is known of the outputs of one user.
 
     Attributes:
-        offset: The highest event that an output reflects.
+        offset: The highest event that an output reflects since the last null value: what a
+            consumer holds; -1 for none.
         place: Offset of the last output in its own topic.
         at_row: The last output at the offset of the user's row, and the indices of its items; None
             where it is among the lists to compute anew already.
@@ -88,9 +89,11 @@ class OutputCheck:
     def take(self, record: Record) -> None:
         """Check one recommendation; a null one takes back those before."""
         user = record.partition, record.key or b""
-        if self._last_early:
-            self._last_early.pop(user, None)
         if record.value is None:
+            self._last_early.pop(user, None)
+            if user in self._answers:
+                self._answers[user].offset = -1
+                self._answers[user].place = record.offset
             return
         self.checked += 1
         try:
@@ -124,16 +127,20 @@ class OutputCheck:
             return Kind.OUTPUT, "partition", partition, event.partition
         if event.offset >= log.end:  # came in after the log was read, or never
             self._ahead.append((partition, event.offset))
+            self._last_early.pop(user, None)
             return None
         if self._rules.excluded(output, self._rules.withdrawn):
             self._with_excluded.append(output)
         answer = self._answers.setdefault(user, _Answer())
-        answer.offset = max(answer.offset, event.offset)
         answer.place = place
+        if event.offset >= answer.offset:  # else consumers keep the one that they have
+            answer.offset = event.offset
+            if self._last_early:
+                self._last_early.pop(user, None)
         told = self._told(user)
         if told is not None and output.emitted_at_ms < told.settled_ms:
             self.unverifiable += 1
-            if told.forgets:
+            if told.forgets and event.offset == answer.offset:
                 self._last_early[user] = output
             return None
         if self._is_forgotten(user, output):

@@ -292,6 +292,40 @@ def test_a_list_that_was_not_taken_back_is_found(
     assert wrong(world.verify()) == {}
 
 
+def test_a_list_of_forgotten_events_that_consumers_keep_is_found(world: StreamWorld) -> None:
+    """They keep the one of the highest offset, which need not stand last under the key."""
+    name, before_ms = world.names.recommendations, wait(world)
+    for timestamp_ms in (before_ms, before_ms - 1):  # the second one is late
+        world.click("user", "item-5", timestamp_ms=timestamp_ms)
+        world.run()
+    *_, earlier, _ = world.topics.records[name, 0]
+    world.tell("user", {"forget_before_ms": before_ms})
+    world.settle()
+    wait(world)
+    assert wrong(world.verify()) == {}
+    null = world.topics.records[name, 0][-1]
+    assert null is not None
+    assert null.value is None
+    assert earlier is not None
+    world.topics.remove(name, 0, null.offset)
+    world.topics.append(name, 0, earlier.key, earlier.value)
+
+    report = world.verify()
+
+    assert wrong(report) == {Kind.OUTPUT: 1}
+    assert report.unforgotten == 1
+
+
+def test_a_null_value_for_nobody_who_is_forgotten_is_found(world: StreamWorld) -> None:
+    """It takes a list away from consumers; the next list gives them one again."""
+    world.topics.append(world.names.recommendations, 0, b"user", None)
+    assert wrong(world.verify()) == {Kind.NO_OUTPUT: 1}
+
+    world.click_all("user", "5")
+    world.run()
+    assert wrong(world.verify()) == {}
+
+
 def test_lists_count_from_where_the_user_began_anew(world: StreamWorld) -> None:
     """A list that counts what was forgotten, or that lost its user's later past, is wrong."""
     world.tell("user", {"forget_before_ms": wait(world)})
