@@ -50,7 +50,7 @@ class MicroBatch:
         dead: Per partition the records that cannot be used.
         skipped: Events whose type does not count.
         forgotten: Events from before the time up to which their user is forgotten.
-        forgotten_users: Per partition the keys of these events' users.
+        forgotten_users: Per partition these events' users, with the offset of the last of each.
         partitions: Every partition that a chunk came from.
     """
 
@@ -68,7 +68,16 @@ class MicroBatch:
     dead: dict[int, list[DeadRecord]] = field(default_factory=dict)
     skipped: int = 0
     forgotten: int = 0
-    forgotten_users: dict[int, set[bytes]] = field(default_factory=dict)
+    forgotten_users: dict[int, dict[bytes, int]] = field(default_factory=dict)
+
+    def add_users(self, more: Mapping[int, Sequence[bytes]]) -> None:
+        """Number users without events, by partition, behind those that the partition has."""
+        sizes = [len(keys) for keys in self.users.values()]
+        added = [len(more.get(partition, ())) for partition in self.users]
+        before = np.cumsum([0, *added[:-1]])
+        self.user += np.repeat(before, sizes)[self.user]
+        for partition, keys in more.items():
+            self.users[partition].extend(keys)
 
     @property
     def n_users(self) -> int:
@@ -103,7 +112,7 @@ def decode_chunks(
     ids: dict[int, list[tuple[str, str | None]]] = {partition: [] for partition in keys}
     dead: dict[int, list[DeadRecord]] = {}
     skipped = forgotten = 0
-    forgotten_users: dict[int, set[bytes]] = {}
+    forgotten_users: dict[int, dict[bytes, int]] = {}
     for partition, chunk in chunks:
         users, add_row, add_ids = keys[partition], rows[partition].append, ids[partition].append
         for record in chunk.records:
@@ -119,7 +128,7 @@ def decode_chunks(
             before_ms = forget_of(event.user_key, 0)
             if before_ms and is_forgotten(before_ms, event.timestamp_ms, record.timestamp):
                 forgotten += 1
-                forgotten_users.setdefault(partition, set()).add(event.user_key)
+                forgotten_users.setdefault(partition, {})[event.user_key] = record.offset
                 continue
             user = users.setdefault(event.user_key, len(users))
             add_row((user, record.offset, event.timestamp_ms, record.timestamp))

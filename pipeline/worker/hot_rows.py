@@ -69,6 +69,7 @@ class HotRows:
         self._used_at = np.zeros(capacity, np.int64)
         self._moved = np.zeros(capacity, np.bool_)
         self._unsettled = np.zeros(capacity, np.int64)
+        self._is_listed = np.zeros(capacity, np.bool_)  # a list of what was erased is in force
         self._moved_rows: dict[int, int] = {}
         self._lives: dict[int, int] = {}
         self._free: list[int] = list(range(capacity - 1, -1, -1))
@@ -115,13 +116,27 @@ class HotRows:
     def erase(self, slots: Slots, before_ms: Slots) -> None:
         """Make these rows those of users without history, who are forgotten up to a time.
 
+        Where they had events, a list of these is in force: see `take_back`.
+
         Args:
             slots: int64 (n,).
             before_ms: int64 (n,), the time of each.
         """
+        self._is_listed[slots] |= self.heads["event_count"][slots] > 0
         self.heads[slots] = self.layout.new_heads(len(slots))
         self.heads["forgotten_before_ms"][slots] = before_ms
         self.hidden.index_fill_(0, self.index(slots), 0)
+
+    def take_back(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Tell of which rows an erased list is in force, once; the caller sends a null value.
+
+        A consumer keeps the list of the highest offset: where events are read again, that of an
+        erased row may be higher than those of the row that follows. A row that stays empty needs no
+        such call: it leaves a snapshot with a null value.
+        """
+        listed: npt.NDArray[np.bool_] = self._is_listed[slots]
+        self._is_listed[slots] = False
+        return listed
 
     def erase_users(self, partition: int, before_ms: Mapping[bytes, int]) -> int:
         """Erase the rows that may hold what is to be forgotten, wherever they are.
@@ -161,6 +176,7 @@ class HotRows:
         [hidden] = to_host(self.hidden[self.index(slots)])
         rows = self.layout.encode(self.heads[slots], hidden)
         keys, has_events = self._keys, self.heads["event_count"][slots] > 0
+        self._is_listed[slots[~has_events]] = False
         token = SnapshotToken(slots, self._lives.get(partition, 0))
         return [
             (keys[slot], row if is_row else None)
@@ -236,6 +252,7 @@ class HotRows:
         self._partition[slots] = -1
         self._moved[slots] = False
         self._unsettled[slots] = 0
+        self._is_listed[slots] = False
         for slot in slots.tolist():
             self._keys[slot] = b""
         self._free.extend(slots.tolist())
@@ -250,6 +267,7 @@ class HotRows:
         self._used_at = np.concatenate([self._used_at, np.zeros(more, np.int64)])
         self._moved = np.concatenate([self._moved, np.zeros(more, np.bool_)])
         self._unsettled = np.concatenate([self._unsettled, np.zeros(more, np.int64)])
+        self._is_listed = np.concatenate([self._is_listed, np.zeros(more, np.bool_)])
         self._free.extend(range(old + more - 1, old - 1, -1))
 
 

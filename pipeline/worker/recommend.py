@@ -99,6 +99,7 @@ class RecommendationProcessor:
             chunks, self._decoder, self._source, index_of, self._users.forget_before_ms
         )
         clock.append(time.perf_counter())
+        without_row = {} if self._transactional else self._look_behind(batch)
         slots, applied = self._load(batch)
         is_answered = np.ones(len(slots), np.bool_)
         if self._transactional:  # the row proves that the answer to a repeat was committed with it
@@ -110,7 +111,7 @@ class RecommendationProcessor:
         blocked = self._users.blocked(batch.users)
         ranked = self._advance_and_rank(slots, applied, is_answered, blocked)
         clock.append(time.perf_counter())
-        results = self._results(batch, slots, ranked, is_answered)
+        results = self._results(batch, slots, ranked, is_answered, without_row)
         clock.append(time.perf_counter())
         self._count(batch, applied, ranked, is_answered)
         self._metrics.observe_stages(("decode", "load", "rank", "encode"), np.diff(clock))
@@ -169,6 +170,31 @@ class RecommendationProcessor:
         self._model = model
         self._popularity.adopt(model)
         self._metrics.model_version.set(model.version)
+
+    def _look_behind(self, batch: MicroBatch) -> dict[int, list[bytes]]:
+        """See to users of whom the batch holds nothing but forgotten events.
+
+        Such an event may have counted before a crash, and its list may have left. Where the row
+        holds less, the user is answered again. Where there is none, the list is to be taken back.
+
+        Returns:
+            By partition, the users without a row.
+        """
+        without_row: dict[int, list[bytes]] = {}
+        behind: dict[int, list[bytes]] = {}
+        for partition, read in batch.forgotten_users.items():
+            keys = sorted(read.keys() - set(batch.users[partition]))
+            slots = self._hot.find(partition, keys)  # may make room, so before the heads are read
+            heads, forget_of = self._hot.heads, self._users.forget_before_ms
+            has_row = heads["event_count"][slots] > 0
+            is_behind = has_row & (heads["offset"][slots] < [read[key] for key in keys])
+            # One that is to be erased, still, is by `refresh`, with a null value.
+            is_behind &= heads["forgotten_before_ms"][slots] >= [forget_of[key] for key in keys]
+            without_row[partition] = list(compress(keys, (~has_row).tolist()))
+            behind[partition] = list(compress(keys, is_behind.tolist()))
+        if any(behind.values()):
+            batch.add_users(behind)
+        return without_row
 
     def _load(self, batch: MicroBatch) -> tuple[Ints, Applied]:
         """Find the users' rows, and the events that they lack."""
@@ -332,9 +358,11 @@ class RecommendationProcessor:
         slots: Ints,
         ranked: Ranked,
         is_answered: npt.NDArray[np.bool_],
+        without_row: Mapping[int, Sequence[bytes]],
     ) -> list[PartitionResult]:
         """Mark the rows as moved and put the outputs into their wire form."""
         version = self._model.version if self._model else 0
+        is_outrun = self._is_outrun(batch, slots)
         results, first = [], 0
         for partition, keys in batch.users.items():
             last = first + len(keys)
@@ -346,10 +374,18 @@ class RecommendationProcessor:
             outputs = encode_recommendations(
                 partition, keys, self._hot.heads[at], ranked, first, version
             )
-            if self._transactional:
+            takes_back = self._hot.take_back(at) | is_outrun[first:last]
+            if takes_back.any():
+                answered_by = zip(outputs, answered.tolist(), takes_back.tolist(), strict=True)
+                outputs = [
+                    record
+                    for one, is_sent, is_second in answered_by
+                    for record in (((one[0], None), one) if is_second else (one,))
+                    if is_sent
+                ]
+            elif self._transactional:
                 outputs = list(compress(outputs, answered.tolist()))
-            else:
-                outputs += self._taken_back(batch, partition)
+            outputs += [(key, None) for key in without_row.get(partition, ())]
             letters = [dead.letter for dead in batch.dead.get(partition, ())]
             newest = int(self._hot.heads["offset"][at].max(initial=-1))
             moved = self._hot.moved_rows(partition)
@@ -359,17 +395,30 @@ class RecommendationProcessor:
             first = last
         return results
 
-    def _taken_back(self, batch: MicroBatch, partition: int) -> list[tuple[bytes, bytes | None]]:
-        """Take lists back that left before a crash, which their users' rows did not outlive.
+    def _is_outrun(self, batch: MicroBatch, slots: Ints) -> npt.NDArray[np.bool_]:
+        """Tell of whom a list may have left that reflects more than the row does now.
 
-        The events behind them are read again, but are forgotten by now.
+        The user is to be forgotten, and a record behind the row's offset did not count: it may have
+        counted before a crash, and consumers keep the list of the highest offset. Not so
+        where lists leave with their rows: then the row outlived the crash, and was erased.
         """
-        keys = sorted(batch.forgotten_users.get(partition, set()) - {*batch.users[partition]})
-        if not keys:
-            return []
-        slots = self._hot.find(partition, keys)  # may make room, so before the heads are looked at
-        has_events = self._hot.heads["event_count"][slots] > 0
-        return [(key, None) for key in compress(keys, (~has_events).tolist())]
+        if self._transactional or not self._users.forget_before_ms:
+            return np.zeros(len(slots), np.bool_)
+        newest = np.full(len(slots), -1)
+        last = last_of_each(batch.user)
+        newest[batch.user[last]] = batch.offset[last]
+        keys = [key for keys in batch.users.values() for key in keys]
+        first = 0
+        for partition, users in batch.users.items():
+            if forgotten := batch.forgotten_users.get(partition):
+                read = np.array([forgotten.get(key, -1) for key in users], np.int64)
+                at = slice(first, first + len(users))
+                newest[at] = np.maximum(newest[at], read)
+            first += len(users)
+        is_outrun = self._hot.heads["offset"][slots] < newest
+        for user in np.flatnonzero(is_outrun).tolist():
+            is_outrun[user] = keys[user] in self._users.forget_before_ms
+        return is_outrun
 
     def _count(
         self,

@@ -1,6 +1,7 @@
 """The micro-batch processor against plain lists: any batches, repeats, restarts and releases."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +83,7 @@ class World:
         model: ServedModel | None,
         *,
         exclude_seen: bool = False,
+        transactional: bool = False,
         graphs: bool = False,
         device: torch.device = DEVICES[0],
     ) -> None:
@@ -91,7 +93,9 @@ class World:
         for partition in (0, 1):
             self.store.open(partition)
         self.settings = Settings(
-            recommend=RecommendSettings(top_k=K, exclude_seen=exclude_seen, ring=RING),
+            recommend=RecommendSettings(
+                top_k=K, exclude_seen=exclude_seen, ring=RING, transactional=transactional
+            ),
             worker=WorkerSettings(hot_rows=3),
         )
         self.holder = ModelHolder(model)
@@ -155,9 +159,14 @@ class World:
 
     def settle(self) -> None:
         for partition in (0, 1):
-            snapshot = self.processor.snapshot(partition)
-            self.store.write(partition, snapshot.rows, None)
-            self.processor.settled(partition, snapshot)
+            self.settle_one(partition)
+
+    def settle_one(self, partition: int) -> Sequence[tuple[bytes, bytes | None]]:
+        """Take a checkpoint of a partition, and return its rows."""
+        snapshot = self.processor.snapshot(partition)
+        self.store.write(partition, snapshot.rows, None)
+        self.processor.settled(partition, snapshot)
+        return snapshot.rows
 
     def rows(self) -> dict[tuple[int, bytes], tuple[Any, Any]]:
         """Every settled row: head and hidden state."""

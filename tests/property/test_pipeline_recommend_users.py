@@ -1,5 +1,6 @@
 """What the users topic says, in the processor: against lists and dicts, with crashes in between."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis
@@ -30,14 +31,17 @@ USERS = [f"user-{number}" for number in range(3)]
 BASE_MS = 10**12
 
 _TIME = st.integers(0, 9)
-_EVENT = st.tuples(
-    st.just("event"),
-    st.integers(0, 1),  # partition
-    st.sampled_from(USERS),
+_EVENT_REST = (
     st.sampled_from(ITEMS),
     _TIME,  # when it happened
     _TIME | st.just(-BASE_MS - 1),  # the record's own time; none at all
     st.sampled_from([None, "a", "b"]),  # event id
+)
+_EVENT = st.tuples(
+    st.just("event"),
+    st.integers(0, 1),  # partition
+    st.sampled_from(USERS),
+    *_EVENT_REST,
 )
 _COMMAND = st.tuples(
     st.just("command"),
@@ -45,7 +49,31 @@ _COMMAND = st.tuples(
     _TIME,  # forget before
     st.integers(0, 3),  # the record's own time: later records may be older
 )
-_ACTION = st.tuples(st.sampled_from(["read", "settle", "crash", "deaf", "hear", "refresh"]))
+_READ = st.tuples(st.just("read"), st.sampled_from([1, 2, 99]))  # so many of each partition
+_CRASH = st.tuples(
+    st.just("crash"),
+    st.booleans(),  # the next owner is deaf
+    st.booleans(),  # before the last lists left
+)
+_ACTION = (
+    _READ
+    | _READ
+    | _CRASH
+    | st.tuples(st.sampled_from(["settle", "settle", "checkpoint", "hear", "refresh"]))
+)
+_FEW = st.lists(
+    st.tuples(st.just("event"), st.just(0), st.just("user-0"), *_EVENT_REST), max_size=3
+)
+_RETURN = st.tuples(  # one user's records are read again with a command in between
+    _FEW,
+    st.lists(_ACTION, max_size=3),
+    _FEW,
+    st.sampled_from([[("read", 99)], [("read", 99), ("checkpoint",)]]),
+    st.tuples(st.tuples(st.just("command"), st.just("user-0"), _TIME, st.integers(0, 3))),
+    st.lists(_ACTION, max_size=2),
+    st.tuples(_CRASH),
+    st.lists(_ACTION, max_size=4),
+).map(lambda parts: [one for part in parts for one in part])
 
 
 class Reference:
@@ -91,14 +119,60 @@ class Reference:
         self.forgotten_ms = dict(forgotten_ms)
 
 
+class Topic:
+    """The recommendations as a consumer has them that keeps to the rule of docs/topics.md.
+
+    Outputs leave a while after they were computed, or, with `transactional`, with their rows.
+    """
+
+    def __init__(self, *, transactional: bool) -> None:
+        self.kept: dict[tuple[int, str], Recommendation] = {}
+        self._transactional = transactional
+        self._waiting: list[tuple[int, bytes, bytes | None]] = []
+
+    def compute(self, partition: int, outputs: list[tuple[bytes, bytes | None]]) -> None:
+        if not self._transactional:
+            self.send()
+        self._waiting += [(partition, key, value) for key, value in outputs]
+
+    def checkpoint(self, partition: int, rows: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Rows get into the changelog; null values do with them, and behind all lists of before."""
+        deleted = [(partition, key, None) for key, row in rows if row is None]
+        if deleted or self._transactional:
+            self.send()
+        self._take(deleted)
+
+    def send(self) -> None:
+        self._take(self._waiting)
+        self._waiting = []
+
+    def crash(self, *, before_it_sent: bool) -> None:
+        if not before_it_sent and not self._transactional:
+            self.send()
+        self._waiting = []
+
+    def _take(self, records: Sequence[tuple[int, bytes, bytes | None]]) -> None:
+        for partition, key, value in records:
+            place = partition, key.decode()
+            if value is None:
+                self.kept.pop(place, None)
+                continue
+            made = msgspec.json.decode(value, type=Recommendation)
+            known = self.kept.get(place)
+            if known is None or made.event.offset >= known.event.offset:
+                self.kept[place] = made
+
+
+@pytest.mark.parametrize("transactional", [False, True])
 @hypothesis.settings(max_examples=150, deadline=None)
-@hypothesis.given(story=st.lists(_EVENT | _EVENT | _COMMAND | _ACTION, max_size=40))
-def test_rows_hold_nothing_that_is_to_be_forgotten(
-    releases: list[ServedModel], story: list[tuple[Any, ...]]
+@hypothesis.given(story=st.lists(_EVENT | _EVENT | _COMMAND | _ACTION, max_size=40) | _RETURN)
+def test_rows_and_lists_hold_nothing_that_is_to_be_forgotten(
+    releases: list[ServedModel], transactional: bool, story: list[tuple[Any, ...]]
 ) -> None:
-    """Whatever comes when, and is read again: rows, states and lists are those of the rest."""
+    """Whatever comes when, and is read again: rows, states and lists in force are of the rest."""
     model = releases[0]
-    world, reference = World(model), Reference()
+    world, reference = World(model, transactional=transactional), Reference()
+    topic = Topic(transactional=transactional)
     at, committed = {0: 0, 1: 0}, {0: 0, 1: 0}
     told: dict[str, int] = {}
     heard: dict[str, int] = {}
@@ -108,13 +182,12 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
             world.hearing.hear(record)
         heard.update(told)
 
-    def read() -> None:
+    def read(most: int) -> None:
         reference.before_ms = dict(heard)
         for partition in (0, 1):
-            end = len(world.log[partition])
+            end = min(at[partition] + most, len(world.log[partition]))
             for result in world.process(partition, at[partition], end):
-                for key, value in result.outputs:
-                    lists[partition, key.decode()] = value
+                topic.compute(partition, result.outputs)
             reference.apply(partition, world.log[partition][at[partition] : end])
             at[partition] = end
 
@@ -124,9 +197,14 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
         for place in list(reference.rows):
             reference.forget(place)
 
-    lists: dict[tuple[int, str], bytes | None] = {}
+    def checkpoint() -> None:
+        for partition in (0, 1):
+            topic.checkpoint(partition, world.settle_one(partition))
+        reference.settle()
+
     unheard: list[Any] = []
-    for kind, *told_of in [*story, ("hear",), ("read",), ("refresh",), ("settle",)]:
+    rest = [("hear",), ("read", 99), ("refresh",), ("settle",)]
+    for kind, *told_of in [*story, *rest]:
         if kind == "event":
             partition, user, item, timestamp, record, event_id = told_of
             world.produce(
@@ -143,26 +221,30 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
             told[user] = max(told.get(user, 0), BASE_MS + before)
             heard[user] = max(heard.get(user, 0), BASE_MS + before)
         elif kind == "read":
-            read()
+            read(told_of[0])
         elif kind == "refresh":
             refresh()
+        elif kind == "checkpoint":  # up to where lists and offsets follow
+            checkpoint()
         elif kind == "settle":
-            world.settle()
-            reference.settle()
+            checkpoint()
+            topic.send()
             committed = dict(at)
         elif kind == "hear":
             hear()
             unheard = []
-        else:  # the next owner may not have heard yet what this one had
-            world.start(is_deaf=kind == "deaf")
-            unheard = [*world.users] if kind == "deaf" else []
-            heard = {} if kind == "deaf" else dict(told)
+        else:  # a crash; the next owner may not have heard yet what this one had
+            is_deaf = told_of[0]
+            topic.crash(before_it_sent=told_of[1])
+            world.start(is_deaf=is_deaf)
+            unheard = [*world.users] if is_deaf else []
+            heard = {} if is_deaf else dict(told)
             reference.crash()
             at = dict(committed)
 
     rows = world.rows()
     expected = {place: row for place, row in reference.rows.items() if row}
-    assert {(p, key.decode()) for p, key in rows} == set(expected)
+    assert {(p, key.decode()) for p, key in rows} == set(expected) == set(topic.kept)
     for (partition, key), (head, hidden) in rows.items():
         user = key.decode()
         row = expected[partition, user]
@@ -175,8 +257,8 @@ def test_rows_hold_nothing_that_is_to_be_forgotten(
         assert min(event["timestamp_ms"] for event in events) >= told.get(user, 0)
         truth = state_of(model, items[head["started_at"] :])
         np.testing.assert_allclose(hidden, truth, atol=STATE_TOLERANCE)
-        made = msgspec.json.decode(lists[partition, user] or b"", type=Recommendation)
-        assert made.history_length == len(row)
+        made = topic.kept[partition, user]
+        assert (made.history_length, made.event.offset) == (len(row), row[-1][0])
 
 
 @pytest.mark.parametrize("has_model", [False, True])
@@ -302,6 +384,36 @@ def test_a_list_that_outlived_its_state_is_taken_back(releases: list[ServedModel
         b"user-1": True,
         b"user-2": False,
     }
-    world.produce(0, "user-2", "item-3")  # a late one of before: the list stays
+    world.produce(0, "user-2", "item-3")  # a late one of before, for all a worker knows
     [result] = world.process(0, 4, 5)
-    assert result.outputs == []
+    (null_key, null), (key, value) = result.outputs
+    assert (null_key, null, key) == (b"user-2", None, b"user-2")
+    assert msgspec.json.decode(value or b"", type=Recommendation).history_length == 1
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+@pytest.mark.parametrize("refreshed", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_list_of_earlier_events_follows_a_null_value(
+    releases: list[ServedModel], transactional: bool, refreshed: bool, at_once: bool
+) -> None:
+    """A consumer would keep the one of a late event, which was to be forgotten after a crash."""
+    world, topic = World(releases[0], transactional=transactional), Topic(transactional=False)
+    world.produce(0, "user-0", "item-1", timestamp_ms=BASE_MS + 5, record_ms=BASE_MS + 5)
+    world.produce(0, "user-0", "item-2", timestamp_ms=BASE_MS, record_ms=BASE_MS + 6)
+
+    def read(start: int, end: int) -> None:
+        for result in world.process(0, start, end):
+            topic.compute(0, result.outputs)
+        topic.send()
+
+    read(0, 2)
+    world.settle()
+    world.start()
+    world.command("user-0", 1, forget_before_ms=BASE_MS + 3)
+    if refreshed:
+        world.processor.refresh((0, 1))
+    for start, end in [(0, 2)] if at_once else [(0, 1), (1, 2)]:
+        read(start, end)
+
+    assert topic.kept[0, "user-0"].history_length == 1
