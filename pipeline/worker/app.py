@@ -240,7 +240,7 @@ def create_worker(
         metrics.watch_store(store.stats)
         swapper = Swapper(settings, metrics)
         models_from = swapper.catch_up()
-        catalogue, users, topics = Catalogue(), Users(), settings.topics
+        catalogue, users, topics = Catalogue(), Users(partitions), settings.topics
 
         def take_release(record: Record) -> None:
             swapper.apply(record.key, record.value, place_of(record))

@@ -5,8 +5,9 @@ is written through by checkpoints: until a snapshot is settled (changelog and st
 is never dropped, since the store's copy is older. One thread uses this.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from state.row import Heads, RowLayout
 from state.store import StateStore
 
 EVICTED_SHARE = 0.1  # of the capacity at once: eviction looks at every row, so it is done rarely
+SOME = 100
 
 Slots = npt.NDArray[np.int64]
 
@@ -138,31 +140,45 @@ class HotRows:
         self._is_listed[slots] = False
         return listed
 
-    def erase_users(self, partition: int, before_ms: Mapping[bytes, int]) -> int:
+    def some_users(self, partition: int) -> list[bytes]:
+        """Return the keys of a few users who have a row."""
+        return [key for key, _ in islice(self._store.scan(partition), SOME)]
+
+    def erase_users(
+        self,
+        partition: int,
+        before_ms: Mapping[bytes, int],
+        absent: Collection[bytes] | None = None,
+    ) -> tuple[int, int]:
         """Erase the rows that may hold what is to be forgotten, wherever they are.
 
         Args:
             partition: Of the users.
             before_ms: By user key, the time up to which the user is forgotten.
+            absent: Users whose null value is to leave also if no row of them is known; that of
+                one whose row is here and empty does so, too. None: only where a row is erased.
 
         Returns:
-            How many rows were erased.
+            How many rows were moved, and how many of these had events.
         """
         here = self._slots.setdefault(partition, {})
         away = [key for key in before_ms if key not in here]
         stored = self._store.get(partition, away)
         keys = [key for key in before_ms if key in here]
         keys += [key for key, row in zip(away, stored, strict=True) if row is not None]
+        if absent:
+            keys = list(dict.fromkeys([*keys, *absent]))
         if not keys:
-            return 0
+            return 0, 0
         self.tick()
         slots = self.find(partition, keys)
         times = np.array([before_ms[key] for key in keys], np.int64)
         stale = self.heads["forgotten_before_ms"][slots] < times
         stale &= self.heads["event_count"][slots] > 0
         self.erase(slots[stale], times[stale])
-        self.mark_moved(partition, slots[stale])
-        return int(np.count_nonzero(stale))
+        moved = stale if absent is None else self.heads["event_count"][slots] == 0
+        self.mark_moved(partition, slots[moved])
+        return int(np.count_nonzero(moved)), int(np.count_nonzero(stale))
 
     def snapshot(self, partition: int) -> tuple[list[tuple[bytes, bytes | None]], SnapshotToken]:
         """Return the moved rows as (key, row) pairs; only here hidden states leave the device.

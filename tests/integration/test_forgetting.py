@@ -97,6 +97,7 @@ def test_a_forgotten_user_leaves_nothing_and_may_come_back(
         all_committed(stream)
         assert users_with_row(stream) == everyone
 
+        lists = last_values(stream, stream.topics.recommendations)
         before_ms = now_ms()
         forget(stream, "user-5", before_ms)
         forget(stream, "user-7", before_ms)
@@ -105,6 +106,12 @@ def test_a_forgotten_user_leaves_nothing_and_may_come_back(
         wait_until(lambda: worker.metric("lrurec_users_forgotten_total") == 2, "two counted")
         lengths = history_lengths(stream)
         assert lengths == dict.fromkeys(everyone, 2) | {"user-5": None, "user-7": None}
+
+        topic = stream.topics.recommendations
+        send(stream.kafka.bootstrap_servers, topic, [(1, b"user-5", lists["user-5"])])
+        assert history_lengths(stream)["user-5"] == 2  # of a worker that was cut off
+        forget(stream, "user-5", before_ms)
+        wait_until(lambda: history_lengths(stream) == lengths, "taken back again")
 
         produce(stream, 5, 7, happened_ms=before_ms - HOUR_MS)  # a phone that was offline
         produce(stream, 7)

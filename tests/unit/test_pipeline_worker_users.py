@@ -1,11 +1,19 @@
-"""A flood of commands about users, beside micro-batches that want the same thread."""
+"""Commands about users: a flood, beside micro-batches that want the same thread; and repeats."""
 
 import time
 from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+from kafka.partitioner.default import murmur2
+
+from pipeline.worker.hot_rows import HotRows
 from pipeline.worker.users import ERASE_AT_ONCE, ERASE_BUDGET_S, Users
+from state.memory import MemoryStore
+from state.row import RowLayout
 
 LOOK_S = ERASE_BUDGET_S / 5
 
@@ -16,10 +24,12 @@ class SlowRows:
     def __init__(self) -> None:
         self.looks: Counter[int] = Counter()
 
-    def erase_users(self, partition: int, before_ms: Mapping[bytes, int]) -> int:
+    def erase_users(
+        self, partition: int, before_ms: Mapping[bytes, int], absent: None
+    ) -> tuple[int, int]:
         self.looks[partition] += 1
         time.sleep(LOOK_S)
-        return len(before_ms) if partition == 3 else 0
+        return (len(before_ms),) * 2 if partition == 3 else (0, 0)
 
 
 def test_a_flood_of_commands_is_worked_off_bit_by_bit() -> None:
@@ -44,3 +54,97 @@ def test_a_flood_of_commands_is_worked_off_bit_by_bit() -> None:
     users.leave(5)
     users.erase_rows(rows, owned)  # type: ignore[arg-type]
     assert rows.looks == dict.fromkeys(owned, 2) | {5: 4}  # it may have other rows by now
+
+
+LAYOUT = RowLayout(ring=2, recommended=1, blocks=1, channels=1)
+PARTITIONS = 4
+
+
+def tell(users: Users, *keys: bytes, before_ms: int = 1000) -> None:
+    """Let commands hold that forget these users."""
+    value = b'{"forget_before_ms":%d}' % before_ms
+    for key in keys:
+        users.hear(SimpleNamespace(key=key, value=value, timestamp=1))  # type: ignore[arg-type]
+    users.take_up()
+
+
+def rows_of(users_by_partition: Mapping[int, list[bytes]]) -> HotRows:
+    """Rows of three events each."""
+    store = MemoryStore()
+    heads = LAYOUT.new_heads(1)
+    heads["event_count"] = 3
+    [row] = LAYOUT.encode(heads, np.zeros((1, 1, 1), np.complex64))
+    for partition in range(PARTITIONS):
+        store.open(partition)
+        store.write(partition, [(key, row) for key in users_by_partition.get(partition, [])], 1)
+    return HotRows(LAYOUT, 100, torch.device("cpu"), store, lambda *damaged: None)
+
+
+def nulls(hot: HotRows) -> dict[int, list[bytes]]:
+    """The keys of null values that the next checkpoint sends, by partition."""
+    sent = {}
+    for partition in range(PARTITIONS):
+        rows, token = hot.snapshot(partition)
+        hot.settled(partition, token)
+        if keys := sorted(key for key, row in rows if row is None):
+            sent[partition] = keys
+    return sent
+
+
+def placed(key: bytes) -> int:
+    return (murmur2(key) & 0x7FFFFFFF) % PARTITIONS
+
+
+def test_a_command_that_comes_while_it_runs_sends_a_null_value_without_a_row() -> None:
+    """On the user's partition, each time: a list of a worker that was cut off may have come."""
+    everyone = [b"user-%d" % number for number in range(20)]
+    hot = rows_of({p: [key for key in everyone if placed(key) == p] for p in range(PARTITIONS)})
+    users, owned = Users(PARTITIONS), range(PARTITIONS)
+    tell(users, b"known long ago")
+    assert users.erase_rows(hot, owned) == {}
+    assert nulls(hot) == {}
+
+    tell(users, b"stranger", b"user-3", b"known long ago")
+    erased = users.erase_rows(hot, owned)
+
+    assert sum(erased.values()) == 1
+    expected: dict[int, list[bytes]] = {}
+    for key in (b"known long ago", b"stranger", b"user-3"):
+        expected.setdefault(placed(key), []).append(key)
+    assert nulls(hot) == expected
+    assert set(erased) == set(expected)
+    assert users.erase_rows(hot, owned) == {}
+
+    tell(users, *4 * [b"user-3"])  # again, on each partition of the users topic
+    assert users.erase_rows(hot, owned) == {placed(b"user-3"): 0}
+    assert nulls(hot) == {placed(b"user-3"): [b"user-3"]}
+
+
+def test_no_null_value_goes_to_a_partition_that_may_be_another_users() -> None:
+    """Producers choose as they like: where rows show it, only a row tells a user's partition."""
+    odd = next(key for key in (b"user-%d" % n for n in range(99)) if placed(key) != 2)
+    stranger = next(key for key in (b"stranger-%d" % n for n in range(99)) if placed(key) == 2)
+    hot, users = rows_of({2: [odd]}), Users(PARTITIONS)
+    users.erase_rows(hot, [2])
+
+    tell(users, stranger)
+    assert users.erase_rows(hot, [2]) == {}
+    tell(users, odd)
+    assert users.erase_rows(hot, [2]) == {2: 1}
+    assert nulls(hot) == {2: [odd]}
+    tell(users, odd)  # its row is empty, but still known
+    assert users.erase_rows(hot, [2]) == {2: 0}
+    assert nulls(hot) == {2: [odd]}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_the_newest_command_does_not_wait_for_those_of_long_ago(is_new: bool) -> None:
+    """After a start all of them are looked at; whoever was told of last comes first."""
+    hot = rows_of({3: [b"user"]})
+    users = Users()
+    tell(users, *[b"gone-%d" % number for number in range(20 * ERASE_AT_ONCE)])
+    if is_new:
+        users.erase_rows(SlowRows(), range(PARTITIONS))  # type: ignore[arg-type]
+    tell(users, b"user")
+
+    assert users.erase_rows(hot, range(PARTITIONS)) == {3: 1}
