@@ -134,13 +134,10 @@ class Ranker:
                 np.searchsorted(applied.user, user, side="right"),
             )
             seen = [histories.after(until[scored] - 1, size), histories.at_end(resting, size)]
-            columns.append(np.concatenate(seen))
+            columns.append(model.release.vocabulary.indices_of_hashes(np.concatenate(seen)))
         if blocked:
-            columns.append(_blocked_of_each(np.append(user[scored], resting), blocked))
-        excluded = None
-        if columns:
-            index = model.release.vocabulary.indices_of_hashes(np.concatenate(columns, axis=1))
-            excluded = self._tensor(index)
+            columns.append(_blocked_of_each(model, np.append(user[scored], resting), blocked))
+        excluded = self._tensor(np.concatenate(columns, axis=1)) if columns else None
         scores, items = model.serving.top_k(
             vectors, self._k, excluded, self._catalogue.unavailable(model)
         )
@@ -171,23 +168,22 @@ class Ranker:
     ) -> Ranked:
         """Rank for every user by what was popular so far; the answer while there is no release."""
         k, size, users = self._k, self._hot.heads["ring"].shape[1], np.arange(len(slots))
-        columns = []
+        left_out: dict[int, Hashes] = dict(blocked)
         if self._exclude_seen and histories is not None:
-            columns.append(histories.at_end(users, size))
-        if blocked:
-            columns.append(_blocked_of_each(users, blocked))
-        left_out = sum(column.shape[1] for column in columns)
+            nothing = np.empty(0, np.uint64)
+            for i, seen in enumerate(histories.at_end(users, size)):
+                left_out[i] = np.append(blocked.get(i, nothing), seen)
         hashes, item_json, counts = popularity.top_items(
-            k + left_out, self._catalogue.unavailable_hashes()
+            k + max(map(len, left_out.values()), default=0), self._catalogue.unavailable_hashes()
         )
         candidates = np.arange(1, len(hashes))
         items = np.zeros((len(slots), k), np.int64)
-        if columns:
-            for i, out in enumerate(np.concatenate(columns, axis=1)):
-                left = candidates[~np.isin(hashes[candidates], out)][:k]
-                items[i, : len(left)] = left
-        else:
-            items[:, : len(candidates)] = candidates
+        items[:, : len(candidates)] = candidates[:k]
+        for i, out in left_out.items():
+            first = candidates[: k + len(out)]
+            left = first[~np.isin(hashes[first], out)][:k]
+            items[i] = 0
+            items[i, : len(left)] = left
         scores = np.array(counts, np.float32)[items]
         source = np.full(len(slots), FALLBACK)
         before = self._hot.heads["recommended"][slots][applied.user]
@@ -247,12 +243,17 @@ class Ranker:
         return to_device(torch.from_numpy(np.ascontiguousarray(array)), self._hot.hidden.device)
 
 
-def _blocked_of_each(user: Ints, blocked: Mapping[int, Hashes]) -> Hashes:
-    """Return the blocked items (n, most) of the user of each list, 0 for none."""
-    table = np.zeros((len(user), max(map(len, blocked.values()))), np.uint64)
-    for number, items in blocked.items():
-        table[user == number, : len(items)] = items
-    return table
+def _blocked_of_each(model: ServedModel, user: Ints, blocked: Mapping[int, Hashes]) -> Ints:
+    """Return the blocked items (n, most) of the user of each list, as indices, 0 for none."""
+    index = model.release.vocabulary.indices_of_hashes(np.concatenate([*blocked.values()]))
+    ends = np.cumsum([len(items) for items in blocked.values()])
+    known = [part[part > 0] for part in np.split(index, ends[:-1])]
+    of_user = np.zeros(1 + max(int(user.max(initial=0)), *blocked), np.int64)  # 0: has none
+    of_user[[*blocked]] = np.arange(1, len(blocked) + 1)
+    table = np.zeros((len(blocked) + 1, max(map(len, known))), np.int64)
+    for row, items in zip(table[1:], known, strict=True):
+        row[: len(items)] = items
+    return table[of_user[user]]
 
 
 def _lists_before(applied: Applied, earlier: Hashes, after_known: Hashes) -> Hashes:
