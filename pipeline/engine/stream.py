@@ -256,7 +256,7 @@ class StreamService(Service):
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            end_by(error, "a change of release")
+            end_by(error, "taking up a release or commands about users")
 
     def _is_current(self, event: Any) -> bool:
         return bool(
@@ -283,7 +283,6 @@ class StreamService(Service):
         A partition that was lost and gained again since the batch began is another one.
         """
         assert self._producer is not None
-        self.pulse.check()  # a batch from before a freeze must not leave
         chunks: dict[int, list[Any]] = {}
         for event in events:
             chunks.setdefault(event.message.partition, []).append(event)
@@ -295,6 +294,7 @@ class StreamService(Service):
             next_offset = chunks[part.number][-1].message.chunk.next_offset
             if result.newest_offset >= next_offset:
                 await self._require_same_log(part.number, result.newest_offset)
+            self.pulse.check()  # a batch from before a freeze must not leave, waits included
             if not self.options.transactional:
                 sent = await send_records(
                     self._producer, self.options.output, part.number, result.outputs

@@ -246,3 +246,23 @@ def test_a_partition_that_is_lost_holds_nobody_up() -> None:
         await asyncio.wait_for(asyncio.gather(*waiting), 5)
 
     asyncio.run(lose())
+
+
+def test_the_pulse_is_checked_after_the_wait_for_earlier_ones() -> None:
+    """The process may have been frozen within that wait, and the lists are another owner's."""
+    processor = Counting(1)
+
+    async def wait(stream: StreamService, parts: list[OwnedPartition]) -> None:
+        checked: list[int] = []
+        stream.pulse.check = lambda: checked.append(parts[0].emitted)  # type: ignore[method-assign]
+        parts[0].withdrawn_after = 0
+        offer(stream, 0, 0)
+        await until(lambda: stream._computing.empty() and processor.computed == 1)
+        await asyncio.sleep(0.01)
+        checked.clear()
+        parts[0].withdrawn_after = None
+        parts[0].turn.set()
+        await until(lambda: parts[0].emitted == 1)
+        assert checked == [0]
+
+    run(processor, 0, wait)
