@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaTimeoutError
 from aiokafka.partitioner import murmur2
 
 from pipeline.cluster.clients import aiokafka_options, end_offsets, kafka_errors
+from pipeline.cluster.reachable import pass_over_silent_servers
 from pipeline.data_files import Interaction, Interactions
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import MIN_AUTO_MS
@@ -219,6 +220,7 @@ async def _send(
     on_progress: Callable[[int], object],
 ) -> ReplayReport:
     compression = settings.topics.compression
+    pass_over_silent_servers()
     producer = aiokafka.AIOKafkaProducer(
         **aiokafka_options(settings.kafka),
         acks="all",

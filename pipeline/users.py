@@ -13,7 +13,7 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from pipeline.cluster.clients import end_offsets, kafka_python_options
+from pipeline.cluster.clients import end_offsets, kafka_python_options, wait_for_kafka
 from pipeline.cluster.rights import in_words
 from pipeline.errors import BrokerUnavailable, SettingsInvalid
 from pipeline.events import MAX_TIMESTAMP_MS, MIN_AUTO_MS
@@ -200,8 +200,9 @@ def _change(
 def _send(settings: Settings, user: str, command: UserCommand, timestamp_ms: int) -> list[Position]:
     topic = settings.topics.users
     partitions = end_offsets(settings.kafka, topic)
+    kafka = wait_for_kafka(settings.kafka)
     try:
-        producer = KafkaProducer(**kafka_python_options(settings.kafka), acks="all")
+        producer = KafkaProducer(**kafka_python_options(kafka), acks="all")
         try:
             futures = [
                 producer.send(

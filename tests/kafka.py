@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import aiokafka
@@ -68,6 +69,65 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """The address of a machine that is off: what asks for a connection is never answered.
+
+    So does Linux where a queue of connections that nobody takes is full.
+    """
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address: tuple[str, int] = server.getsockname()
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        yield f"{address[0]}:{address[1]}"
+
+
+class Way:
+    """A port that leads to another one, until it is shut; it may be opened again.
+
+    Args:
+        address: Where it leads.
+    """
+
+    def __init__(self, address: str) -> None:
+        host, port = address.rsplit(":", 1)
+        self._to = host, int(port)
+        self._port = free_port()
+        self._ends: list[socket.socket] = []
+        self.address = f"127.0.0.1:{self._port}"
+        self.open()
+
+    def open(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", self._port))
+        threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
+
+    def shut(self) -> None:
+        """Refuse what comes, and cut what is open."""
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        while self._ends:
+            with suppress(OSError), self._ends.pop() as end:
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = server.accept()
+                far = socket.create_connection(self._to)
+                self._ends += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
 
 
 def committed_lag(settings: Settings) -> int:

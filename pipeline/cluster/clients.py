@@ -7,11 +7,11 @@ module: what an operator can act on leaves as `BrokerUnavailable` or `TopicMisma
 
 import asyncio
 import logging
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import aiokafka
@@ -21,6 +21,7 @@ from kafka.errors import KafkaError
 
 from pipeline.cluster.admin_connection import NotConnected, connect_admin
 from pipeline.cluster.header_names import tolerate_bad_names
+from pipeline.cluster.reachable import pass_over_silent_servers, reach
 from pipeline.cluster.rights import TOPIC_REFUSED, grant, in_words
 from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
 from pipeline.settings import KafkaSettings
@@ -137,27 +138,26 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
-def wait_for_kafka(kafka: KafkaSettings) -> None:
+def wait_for_kafka(kafka: KafkaSettings) -> KafkaSettings:
     """Wait until one of the brokers takes a connection.
+
+    Returns:
+        The same settings, but of the brokers to ask first only those that take one now.
 
     Raises:
         BrokerUnavailable: None did within `connect_timeout_s`.
     """
     deadline = time.monotonic() + kafka.connect_timeout_s
+    # One that refuses, since it starts, is asked again though another is silent.
+    once_s = min(kafka.connect_timeout_s, max(1.0, kafka.connect_timeout_s / 3))
     while True:
-        problems = []
-        for server in bootstrap_servers(kafka):
-            host, port = server.rsplit(":", 1)
-            address = host.removeprefix("[").removesuffix("]"), int(port)  # brackets: IPv6
-            try:
-                socket.create_connection(address, kafka.connect_timeout_s).close()
-            except (OSError, UnicodeError) as exc:  # the latter: no name could be like that
-                problems.append(f"{server}: {exc}")
-            else:
-                return
+        reached, problems = reach(bootstrap_servers(kafka), once_s)
+        if reached:
+            return replace(kafka, bootstrap_servers=",".join(reached))
         if time.monotonic() > deadline:
+            said = "; ".join(f"{server}: {problem}" for server, problem in problems.items())
             msg = (
-                f"no Kafka within {kafka.connect_timeout_s:g} s ({'; '.join(problems)}): "
+                f"no Kafka within {kafka.connect_timeout_s:g} s ({said}): "
                 "check --kafka.bootstrap-servers, or start the local one: lrurec broker start"
             )
             raise BrokerUnavailable(msg)
@@ -167,9 +167,9 @@ def wait_for_kafka(kafka: KafkaSettings) -> None:
 @contextmanager
 def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
     """Connect for administration; any error of Kafka inside leaves as `BrokerUnavailable`."""
-    wait_for_kafka(kafka)
+    reached = wait_for_kafka(kafka)
     try:
-        admin = connect_admin(kafka_python_options(kafka))
+        admin = connect_admin(kafka_python_options(reached))
         try:
             yield admin
         finally:
@@ -364,6 +364,7 @@ async def _start_reader(
     committed: bool,
 ) -> aiokafka.AIOKafkaConsumer:
     tolerate_bad_names()
+    pass_over_silent_servers()
     reader = aiokafka.AIOKafkaConsumer(
         **aiokafka_options(kafka),
         enable_auto_commit=False,

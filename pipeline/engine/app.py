@@ -8,6 +8,7 @@ from typing import Any
 
 import faust
 
+from pipeline.cluster.reachable import pass_over_silent_servers
 from pipeline.engine import table, transport
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import Processor
@@ -113,6 +114,7 @@ def create_engine_app(
         msg = f"changelog: Faust names it {expected!r}, got {options.changelog!r}"
         raise ValueError(msg)
     transport.register()
+    pass_over_silent_servers()
     table.register()
     servers = options.kafka["bootstrap_servers"]
     app = EngineApp(

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 REPUBLISH_ROWS = 2000  # rows in one transaction
 METADATA_DEADLINE_S = 10.0
 OBSERVE_S = 0.5
+LOG_ID_PAUSE_S = 1.0
 PROGRESS_S = 2.0  # time between two lines of the log
 
 
@@ -198,10 +199,15 @@ class Restore(Service):
 
     async def _ask_log_id(self) -> bytes:
         # A topic that was made anew has another id, however long it is by now.
-        try:
-            return await asyncio.to_thread(self.app.changelog_id)
-        except BrokerUnavailable as error:
-            end_process(ExitCode.KAFKA, "asking for the changelog: %s; start again", error)
+        deadline_s = time.monotonic() + self.app.engine_options.restore_deadline_s
+        while True:
+            try:
+                return await asyncio.to_thread(self.app.changelog_id)
+            except BrokerUnavailable as error:
+                if time.monotonic() > deadline_s:
+                    end_process(ExitCode.KAFKA, "asking for the changelog: %s; start again", error)
+                logger.warning("asking for the changelog: %s; trying again", error)
+            await asyncio.sleep(LOG_ID_PAUSE_S)
 
     async def _close_stores(self, wanted: set[int]) -> None:
         """Close what a restore or a standby left open that belongs to this worker no more."""

@@ -63,9 +63,9 @@ def announce(settings: Settings, release: Release) -> Announcement:
     )
     topic = settings.topics.models
     key = str(release.version).encode()
-    wait_for_kafka(settings.kafka)
+    kafka = wait_for_kafka(settings.kafka)
     try:
-        producer = KafkaProducer(**kafka_python_options(settings.kafka), acks="all")
+        producer = KafkaProducer(**kafka_python_options(kafka), acks="all")
         try:
             value = msgspec.json.encode(announcement)
             producer.send(topic, key=key, value=value, partition=0).get(30)

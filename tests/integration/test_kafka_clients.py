@@ -24,7 +24,14 @@ from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.settings import Settings
 from pipeline.worker.releases import TopicFollower
 from tests.bad_records import Raw, send_raw
-from tests.kafka import admin_client, create_topic, send, send_transactions, wait_until
+from tests.kafka import (
+    admin_client,
+    create_topic,
+    send,
+    send_transactions,
+    silent_server,
+    wait_until,
+)
 
 BatchOfRecords = list[tuple[int, bytes | None, bytes | None]]
 
@@ -227,6 +234,30 @@ def test_no_kafka_ends_a_read_after_its_deadline(settings: Settings, address: st
 
     assert 0.3 <= time.monotonic() - began < 3
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_silent_holds_nobody_up(settings: Settings, topic: str) -> None:
+    """A machine that is off, named beside one that answers; clients choose by chance."""
+    send(settings.kafka.bootstrap_servers, topic, numbered(0, range(3)))
+    with silent_server() as silent:
+        servers = f"{silent},{settings.kafka.bootstrap_servers}"
+        both = replace(settings, kafka=replace(settings.kafka, bootstrap_servers=servers))
+
+        for _ in range(5):
+            began = time.monotonic()
+            assert values_by_partition(both, topic) == {0: [0, 1, 2], 1: []}
+            assert time.monotonic() - began < 5
+
+
+def test_servers_that_are_all_silent_end_a_read_after_its_deadline(settings: Settings) -> None:
+    """Together, not one after the other."""
+    with silent_server() as one, silent_server() as other:
+        kafka = replace(settings.kafka, bootstrap_servers=f"{one},{other}", connect_timeout_s=1.0)
+
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=rf"no Kafka .*{one}: .*{other}: "):
+            list(read_partitions(kafka, "any"))
+        assert time.monotonic() - began < 2.5
 
 
 def test_a_password_never_reaches_the_log(

@@ -14,7 +14,7 @@ from pipeline.settings import MetricsSettings, Settings
 from pipeline.verification.verify import verify
 from pipeline.worker.releases import announce
 from tests.bad_records import click, history_lengths, last_words
-from tests.kafka import admin_client, committed_lag, free_port, send, wait_until
+from tests.kafka import Way, admin_client, committed_lag, free_port, send, wait_until
 from tests.releases import random_release
 from tests.worker_process import WorkerProcess, running_worker
 
@@ -120,6 +120,30 @@ def test_a_standby_takes_over_without_reading_everything_again(
     report = verify(stream)
     assert report.holds, report.findings
     assert report.offsets.pending == 0
+
+
+def test_a_worker_waits_for_a_kafka_that_it_cannot_ask_for_the_changelog(
+    stream: Settings, tmp_path: Path
+) -> None:
+    """The brokers that it was named are away while it gains partitions; it is as well as before."""
+    way = Way(stream.kafka.bootstrap_servers)
+    kafka = dataclasses.replace(stream.kafka, bootstrap_servers=way.address, connect_timeout_s=0.5)
+    with (
+        running_worker(dataclasses.replace(stream, kafka=kafka)) as first,
+        running_worker(another(stream, tmp_path / "second")) as second,
+    ):
+        first.wait_until_ready()
+        second.wait_until_ready()
+        wait_until(lambda: owned(first) == owned(second) == 2, "two partitions each")
+
+        way.shut()
+        assert second.stop() == 0
+        wait_until(lambda: "; trying again" in first.log(), "it has asked")
+        way.open()
+
+        wait_until(lambda: owned(first) == 4, "all partitions")
+        assert first.stop() == 0
+    way.shut()
 
 
 def test_kept_partitions_keep_their_hot_rows_and_are_not_read_again(
