@@ -1,4 +1,4 @@
-"""Errors of Kafka in words: what a refusal for want of a right means to an operator.
+"""Errors of Kafka in words: what a refusal means to an operator, most often for want of a right.
 
 Both client libraries name their errors alike; aiokafka leaves the ending off some.
 """
@@ -13,6 +13,12 @@ _NEEDED = {
     # A producer is refused so, before it sends, where it may write to no topic at all.
     "ClusterAuthorizationFailed": "Write on the topic (before Kafka 2.8, IdempotentWrite on the "
     "cluster)",
+}
+_REMEDIES = {
+    "InvalidSessionTimeout": "set kafka.session_timeout_s to what the brokers allow, from "
+    "group.min.session.timeout.ms to group.max.session.timeout.ms",
+    "InconsistentGroupProtocol": "another program's members are in the group worker.app_id: give "
+    "one of the two another name",
 }
 
 
@@ -31,6 +37,13 @@ def missing_right(error: BaseException) -> str | None:
     said = f"{type(error).__name__}: {error}"  # some wrap the error and have only its name left
     right = next((right for name, right in _NEEDED.items() if name in said), None)
     return right and f"this program needs the right {right} ({WHERE})"
+
+
+def remedy(error: BaseException) -> str:
+    """Return what to do about a refusal of Kafka's."""
+    said = f"{type(error).__name__}: {error}"
+    known = next((remedy for name, remedy in _REMEDIES.items() if name in said), None)
+    return missing_right(error) or known or "see to the broker"
 
 
 def grant(right: str) -> str:

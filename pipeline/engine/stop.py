@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from aiokafka.errors import KafkaError
 
-from pipeline.cluster.rights import missing_right
+from pipeline.cluster.rights import remedy
 from state.errors import StateError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def end_by(error: BaseException, doing: str) -> NoReturn:
             doing,
             name,
             said,
-            missing_right(error) or "see to the broker",
+            remedy(error),
         )
     if isinstance(error, StateError):
         end_process(ExitCode.STORE, "%s: %s", doing, said)

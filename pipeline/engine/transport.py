@@ -28,6 +28,7 @@ from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import end_by
 
 SCHEME = "lrurec"
+MEMBERSHIP_S = 1.0
 
 
 def register() -> None:
@@ -57,9 +58,26 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     _waiter: asyncio.Future[None] | None = None
 
     async def on_start(self) -> None:
-        """Connect, and watch the task of aiokafka's that nothing else watches."""
+        """Connect, and watch the tasks of aiokafka's that nothing else watches."""
         await super().on_start()
         self._ensure_consumer()._client._sync_task.add_done_callback(_end_if_failed)
+        self.add_future(self._watch_membership())
+
+    async def _watch_membership(self) -> None:
+        """End the process where the group does not take it.
+
+        aiokafka keeps such an error for the next call of its `getmany`, which nobody here calls,
+        and waits: without partitions, and without a word.
+        """
+        coordinator = self._ensure_consumer()._coordinator
+        while not (self.should_stop or coordinator._closing.done()):
+            try:
+                coordinator.check_errors()
+            except asyncio.CancelledError:  # of its own task, in a stop
+                return
+            except Exception as error:
+                end_by(error, "joining the group")
+            await self.sleep(MEMBERSHIP_S)
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         tolerate_bad_names()

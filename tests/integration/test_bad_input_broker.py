@@ -106,6 +106,19 @@ def test_a_letter_is_large_by_many_small_headers_too(settings: Settings) -> None
     assert (letter.key, letter.value, len(letter.headers)) == (b"k", b"", len(headers))
 
 
+def test_a_session_that_the_brokers_do_not_allow_ends_a_worker_in_one_line(
+    settings: Settings,
+) -> None:
+    """It says which setting is wrong; it waited without a word until its start took too long."""
+    create_topics(settings)
+
+    code, lines = run_worker(settings, "--kafka.session-timeout-s", "7200")
+
+    assert code == ExitCode.KAFKA
+    assert "joining the group: Kafka did not answer or refused (InvalidSession" in lines[-1]
+    assert "set kafka.session_timeout_s to what the brokers allow" in lines[-1]
+
+
 def test_a_letter_that_is_refused_leaves_without_its_record(settings: Settings) -> None:
     """It says what it is of; those before, beside and behind it are complete.
 

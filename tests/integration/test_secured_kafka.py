@@ -18,10 +18,12 @@ from pipeline.cluster.topics import (
     create_topics,
     require_topics,
 )
+from pipeline.engine.stop import ExitCode
 from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.settings import KafkaSettings, Settings
 from pipeline.users import block, read_user
 from pipeline.verification.topics import KafkaTopics
+from tests.bad_records import run_worker
 from tests.kafka import send, unique_settings, wait_until
 from tests.secured_kafka import USER, SecuredKafka, give_rights, secured_kafka
 
@@ -189,6 +191,20 @@ def test_the_rights_of_a_worker_are_enough_for_its_topics(
     wait_until(lambda: not rights_missing(shop), "the rights", 10)
 
     assert require_topics(shop) == 4
+
+
+def test_a_group_that_may_not_be_joined_ends_a_worker_in_one_line(
+    secured: SecuredKafka, shop: Settings
+) -> None:
+    """With the right on every topic and none on the group."""
+    give_rights(secured, names_of(shop), "READ", "WRITE", "DESCRIBE_CONFIGS")
+    wait_until(lambda: not rights_missing(shop), "the rights", 10)
+
+    code, lines = run_worker(shop)
+
+    assert code == ExitCode.KAFKA
+    assert "joining the group: Kafka did not answer or refused (GroupAuth" in lines[-1]
+    assert "the right Read (worker) or Describe (verify) on the group" in lines[-1]
 
 
 def test_the_rights_of_the_command_for_users_are_enough(

@@ -4,7 +4,7 @@ import aiokafka.errors
 import kafka.errors
 import pytest
 
-from pipeline.cluster.rights import in_words, missing_right
+from pipeline.cluster.rights import in_words, missing_right, remedy
 
 KINDS = ("Topic", "Group", "TransactionalId", "Cluster")
 REFUSALS = [
@@ -42,3 +42,13 @@ def test_other_errors_miss_no_right() -> None:
 
     assert missing_right(error) is None
     assert in_words(error) == "KafkaConnectionError: closed"
+
+
+def test_a_refusal_of_a_group_says_what_to_do() -> None:
+    """Which setting is wrong, or which name is taken."""
+    errors = aiokafka.errors
+
+    assert "kafka.session_timeout_s" in remedy(errors.InvalidSessionTimeoutError())
+    assert "worker.app_id" in remedy(errors.InconsistentGroupProtocolError())
+    assert "the right Read (worker)" in remedy(errors.GroupAuthorizationFailedError("group"))
+    assert remedy(errors.UnknownError()) == "see to the broker"
