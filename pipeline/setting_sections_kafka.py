@@ -9,6 +9,8 @@ from typing import Literal
 from pipeline.setting_checks import INT32_MAX, LONGEST_WAIT_S, check, check_positive
 from pipeline.setting_kinds import Names
 
+NAME_RULE = "1 to 249 letters, digits, '.', '_' or '-'"
+
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaSettings:
@@ -95,6 +97,9 @@ class KafkaSettings:
             f"at most a third of session_timeout_s ({self.session_timeout_s})",
             self.heartbeat_interval_s,
         )
+        # An empty one would be a name, too: one that all who were given it share.
+        name = self.group_instance_id
+        check(name is None or _is_name(name), "kafka.group_instance_id", NAME_RULE, name)
         # What is given and not used would be a connection in plain text that looks secured.
         uses_sasl, protocol = self.security_protocol.startswith("SASL"), self.security_protocol
         for name in ("username", "password_file"):
@@ -119,6 +124,11 @@ class KafkaSettings:
 
 def _needs_protocol(needed: str, given: str) -> str:
     return f"given only with kafka.security_protocol {needed} (it is {given})"
+
+
+def _is_name(text: str) -> bool:
+    """Tell whether Kafka takes it for the name of a topic or of a group's member."""
+    return bool(re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", text)) and text not in {".", ".."}
 
 
 def _names_server(text: str) -> bool:
@@ -161,9 +171,7 @@ class TopicSettings:
         kinds = ("interactions", "recommendations", "dead_letters", "models", "items", "users")
         names = {kind: getattr(self, kind) for kind in kinds}
         for kind, name in names.items():
-            legal = re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) and name not in {".", ".."}
-            rule = "1 to 249 letters, digits, '.', '_' or '-'"
-            check(bool(legal), f"topics.{kind}", rule, name)
+            check(_is_name(name), f"topics.{kind}", NAME_RULE, name)
         for kind, name in names.items():
             same = next(other for other in kinds if names[other] == name)
             check(same == kind, f"topics.{kind}", f"another topic than topics.{same}", name)

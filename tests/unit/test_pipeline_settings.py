@@ -259,6 +259,12 @@ def test_wrong_arguments_are_told_in_one_line(
             {"ssl_cert_file": Path("c"), "ssl_key_file": Path("k")},
             "ssl_cert_file must be given only with",
         ),
+        (
+            KafkaSettings,
+            {"group_instance_id": ""},
+            "kafka.group_instance_id must be 1 to 249 letters",
+        ),
+        (KafkaSettings, {"group_instance_id": "a b"}, "kafka.group_instance_id must be 1 to 249"),
         (TopicSettings, {"interactions": "a b"}, "topics.interactions must be 1 to 249 letters"),
         (TopicSettings, {"models": ""}, "topics.models must be 1 to 249 letters"),
         (TopicSettings, {"users": ".."}, "topics.users must be 1 to 249 letters"),
