@@ -7,6 +7,7 @@ PipelineError
 ├── DataFileInvalid       a data file is not what it should be -> exit code 1
 ├── TopicMismatch         a topic is not as the settings say   -> exit code 1
 ├── BrokerUnavailable     no answer from Kafka                 -> retried for a while, then 1
+│   └── BrokerRefuses     Kafka would answer the same again    -> exit code 1, trainers too
 ├── PortTaken             a port to listen on is in use        -> exit code 1
 ├── NotEnoughEvents       nothing to train or to judge by      -> exit code 1; trainer waits
 ├── TrainingLocked        another training runs in the folder  -> exit code 1; trainer waits
@@ -93,6 +94,10 @@ class TopicMismatch(PipelineError):
 
 class BrokerUnavailable(PipelineError):
     """Kafka does not answer. Action: `lrurec broker start` or `--kafka.bootstrap-servers`."""
+
+
+class BrokerRefuses(BrokerUnavailable):
+    """Kafka refuses the password, mechanism or certificate. Action: see to `kafka.*`, or to it."""
 
 
 class PortTaken(PipelineError):

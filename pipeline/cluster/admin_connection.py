@@ -17,7 +17,15 @@ from pipeline.cluster.rights import in_words
 
 
 class NotConnected(Exception):
-    """No broker took the connection; the message says why the last one did not."""
+    """No broker took the connection; the message says why the last one did not.
+
+    Attributes:
+        final: Whether each would answer the same again.
+    """
+
+    def __init__(self, message: str, *, final: bool) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 def connect_admin(options: dict[str, Any]) -> KafkaAdminClient:
@@ -45,7 +53,8 @@ def connect_admin(options: dict[str, Any]) -> KafkaAdminClient:
             client.close()
         problem = next((client._manager.problem for client in clients), None)
         if problem is not None and (exc is problem or isinstance(exc, KafkaTimeoutError)):
-            raise NotConnected(in_words(problem)) from problem
+            final = exc is problem and _is_final(problem)
+            raise NotConnected(in_words(problem), final=final) from problem
         raise
 
 

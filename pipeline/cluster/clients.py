@@ -23,7 +23,7 @@ from pipeline.cluster.admin_connection import NotConnected, connect_admin
 from pipeline.cluster.header_names import tolerate_bad_names
 from pipeline.cluster.reachable import pass_over_silent_servers, reach
 from pipeline.cluster.rights import TOPIC_REFUSED, grant, in_words
-from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch
+from pipeline.errors import BrokerRefuses, BrokerUnavailable, SettingsInvalid, TopicMismatch
 from pipeline.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -166,7 +166,10 @@ def wait_for_kafka(kafka: KafkaSettings) -> KafkaSettings:
 
 @contextmanager
 def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
-    """Connect for administration; any error of Kafka inside leaves as `BrokerUnavailable`."""
+    """Connect for administration; any error of Kafka inside leaves as `BrokerUnavailable`.
+
+    One that no waiting helps against, while connecting, as its `BrokerRefuses`.
+    """
     reached = wait_for_kafka(kafka)
     try:
         admin = connect_admin(kafka_python_options(reached))
@@ -180,7 +183,7 @@ def kafka_admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
             f"see to the broker, and to kafka.security_protocol ({kafka.security_protocol}) with "
             "the settings that go with it"
         )
-        raise BrokerUnavailable(msg) from exc
+        raise (BrokerRefuses if exc.final else BrokerUnavailable)(msg) from exc
     except KafkaError as exc:
         msg = f"Kafka at {kafka.bootstrap_servers}: {in_words(exc)}"
         raise BrokerUnavailable(msg) from exc

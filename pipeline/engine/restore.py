@@ -23,7 +23,7 @@ from pipeline.engine.partitions import OwnedPartition
 from pipeline.engine.reading import Reading
 from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import ExitCode, end_by, end_process
-from pipeline.errors import BrokerUnavailable
+from pipeline.errors import BrokerRefuses, BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Restore(Service):
             try:
                 return await asyncio.to_thread(self.app.changelog_id)
             except BrokerUnavailable as error:
-                if time.monotonic() > deadline_s:
+                if isinstance(error, BrokerRefuses) or time.monotonic() > deadline_s:
                     end_process(ExitCode.KAFKA, "asking for the changelog: %s; start again", error)
                 logger.warning("asking for the changelog: %s; trying again", error)
             await asyncio.sleep(LOG_ID_PAUSE_S)

@@ -24,6 +24,7 @@ from models.training_result import SELECTION_METRIC, TrainingProgress
 from pipeline.cluster.clients import end_offsets
 from pipeline.cluster.topics import NO_ID, may_be_same, topic_id
 from pipeline.errors import (
+    BrokerRefuses,
     BrokerUnavailable,
     FolderUnusable,
     NotEnoughEvents,
@@ -159,12 +160,15 @@ class Trainer:
         Raises:
             TopicMismatch: A topic is missing.
             SettingsInvalid: The folder of releases cannot be written.
+            BrokerRefuses: Kafka refuses the password, mechanism or certificate.
         """
         settings, trainer = self._settings, self._settings.trainer
         folder = TrainingFolder(trainer.releases_dir)
         # A folder that cannot be written is to be known now; one that is in use is fine.
         with suppress(TrainingLocked), folder.locked():
             pass
+        # Alerts are not to wait for Kafka; what it alone knows is looked at again below.
+        self._note_age(self._named_manifests())
         self._announce_left_over()
         nothing = LastTraining(started_s=0.0, ends={}, enough_events=1)
         last, said = self._last_release() or nothing, ""
@@ -200,12 +204,18 @@ class Trainer:
             return False
 
     def ask_broker(self, action: Callable[[], T]) -> T:
-        """Do something that needs Kafka, as often as it takes; a stop may end it anywhere."""
+        """Do something that needs Kafka, as often as it takes; a stop may end it anywhere.
+
+        Raises:
+            BrokerRefuses: No waiting helps.
+        """
         pause_s = 1.0
         while True:
             try:
                 with self._stop.waiting():
                     return action()
+            except BrokerRefuses:
+                raise
             except BrokerUnavailable as error:
                 _log.warning("%s; trying again in %g s", error, pause_s)
             self._wait(pause_s)
@@ -240,11 +250,19 @@ class Trainer:
         if newest == self._noted:
             return
         self._noted = newest
-        for manifest in self._own_manifests():
-            if manifest.training.get("to_announce"):
-                created = datetime.fromisoformat(manifest.created)
-                self._metrics.last_release_timestamp.set(created.timestamp())
-                return
+        self._note_age(self._own_manifests())
+
+    def _note_age(self, newest_first: Iterator[Manifest]) -> None:
+        passed = (one for one in newest_first if one.training.get("to_announce"))
+        newest = next(passed, None)
+        created_s = datetime.fromisoformat(newest.created).timestamp() if newest else 0.0
+        self._metrics.last_release_timestamp.set(created_s)
+
+    def _named_manifests(self) -> Iterator[Manifest]:
+        """Yield those of releases made from a topic of this name, newest first."""
+        for manifest in manifests(self._settings.trainer.releases_dir):
+            if manifest.training.get("data", {}).get("topic") == self._settings.topics.interactions:
+                yield manifest
 
     def _own_manifests(self) -> Iterator[Manifest]:
         """Yield those of releases made from this topic, newest first.
@@ -253,13 +271,10 @@ class Trainer:
         """
         topic, kafka = self._settings.topics.interactions, self._settings.kafka
         found_id: str | None = None
-        for manifest in manifests(self._settings.trainer.releases_dir):
-            data = manifest.training.get("data", {})
-            if data.get("topic") != topic:
-                continue
+        for manifest in self._named_manifests():
             if found_id is None:
                 found_id = self.ask_broker(lambda: topic_id(kafka, topic))
-            if may_be_same(data.get("topic_id", NO_ID), found_id):
+            if may_be_same(manifest.training["data"].get("topic_id", NO_ID), found_id):
                 yield manifest
 
     def _last_release(self) -> LastTraining | None:

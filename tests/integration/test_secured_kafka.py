@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +21,8 @@ from pipeline.cluster.topics import (
     require_topics,
 )
 from pipeline.engine.stop import ExitCode
-from pipeline.errors import BrokerUnavailable, TopicMismatch
-from pipeline.settings import KafkaSettings, Settings
+from pipeline.errors import BrokerRefuses, BrokerUnavailable, TopicMismatch
+from pipeline.settings import KafkaSettings, Settings, settings_flags
 from pipeline.users import block, read_user
 from pipeline.verification.topics import KafkaTopics
 from tests.bad_records import run_worker
@@ -58,10 +60,11 @@ def sasl_ssl(secured: SecuredKafka) -> KafkaSettings:
     )
 
 
-def refusal(kafka: KafkaSettings) -> str:
+def refusal(kafka: KafkaSettings, *, final: bool = True) -> str:
     """What a connection ends by."""
     with pytest.raises(BrokerUnavailable) as caught, kafka_admin(kafka):
         pass
+    assert isinstance(caught.value, BrokerRefuses) is final
     line = str(caught.value)
     del caught
     gc.collect()  # within this test, where its warning is expected
@@ -101,13 +104,37 @@ def test_a_refused_connection_ends_at_once_by_its_cause(
         assert time.monotonic() - began < AT_ONCE_S
 
 
+def test_a_refused_password_ends_a_trainer(sasl_ssl: KafkaSettings, tmp_path: Path) -> None:
+    """It waits for a Kafka that is away, but no waiting helps against this."""
+    settings = unique_settings(sasl_ssl.bootstrap_servers, tmp_path)
+    (tmp_path / "password").write_text("guessed")
+    kafka = replace(sasl_ssl, password_file=tmp_path / "password")
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "trainer",
+            *settings_flags(replace(settings, kafka=kafka)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "Invalid username or password" in done.stderr.splitlines()[-1]
+
+
 def test_a_connection_that_is_closed_without_a_word_is_told(secured: SecuredKafka) -> None:
     """TLS before a plain port, say: it may be a broker that stops, so it is tried until the end."""
     kafka = KafkaSettings(
         bootstrap_servers=secured.admin, security_protocol="SSL", connect_timeout_s=1.0
     )
 
-    assert "Handshake failed" in refusal(kafka)
+    assert "Handshake failed" in refusal(kafka, final=False)
 
 
 # --- rights

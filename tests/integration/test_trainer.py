@@ -387,9 +387,11 @@ def test_a_release_that_was_not_announced_is_announced_at_the_next_start(
     assert f"announce it: lrurec announce {world.trainer.releases_dir / '1'}" in caplog.text
     assert announced(world) == [1]
     assert release_versions(world.trainer.releases_dir) == [1]
-    # Its age is known to alerts from the start on.
-    made_s = registry.get_sample_value("lrurec_train_last_release_timestamp_seconds")
-    assert made_s == datetime.fromisoformat(manifest.created).timestamp()
+    # Its age is known to alerts from the start on, Kafka or none.
+    away = dataclasses.replace(world.kafka, bootstrap_servers="127.0.0.1:9", connect_timeout_s=0.1)
+    for known in (registry, run_to_first_pause(dataclasses.replace(world, kafka=away))):
+        made_s = known.get_sample_value("lrurec_train_last_release_timestamp_seconds")
+        assert made_s == datetime.fromisoformat(manifest.created).timestamp()
 
 
 def test_a_release_of_another_topic_is_never_announced(
