@@ -1,7 +1,9 @@
 """A small HTTP server for Prometheus and for health checks."""
 
 import errno
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
@@ -12,6 +14,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from pipeline.errors import PortTaken, SettingsInvalid
+
+_log = logging.getLogger(__name__)
 
 Answer = Callable[[], tuple[bool, str]]
 
@@ -96,6 +100,11 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that goes away or never asks, as load balancers do."""
+        if not isinstance(sys.exception(), OSError):  # a timeout is one
+            _log.exception("no answer to a request from %s", client_address)
 
 
 class _Server6(_Server):

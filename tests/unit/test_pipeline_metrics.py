@@ -1,4 +1,5 @@
 import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from pipeline import metrics_server
 from pipeline.errors import DeadReason, PortTaken, SettingsInvalid
 from pipeline.metrics import EVENT_RESULTS, Metrics, MetricsServer, TrainerMetrics, serve
 from state.store import StoreStats
@@ -246,6 +248,29 @@ def test_a_client_that_says_nothing_holds_nobody_up(server: MetricsServer) -> No
     """An open connection without a request does not keep a scrape from its answer."""
     with socket.create_connection(("127.0.0.1", server.port)):
         assert get(server, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("does", ["says nothing", "is reset"])
+def test_a_client_without_a_request_leaves_no_word(
+    server: MetricsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    does: str,
+) -> None:
+    """As load balancers and port scans do; a traceback each would fill the log."""
+    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.05)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        if does == "is reset":
+            client.send(b"GET /metr")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            assert client.recv(1) == b""  # its time is over
+
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(5)
+    assert (capfd.readouterr().err, caplog.text) == ("", "")
 
 
 def test_a_taken_port_is_told_in_one_line(
