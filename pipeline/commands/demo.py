@@ -46,8 +46,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Run it; 0 if every promise held, else 1."""
-    from rich.console import Console  # here and below: only for those who run
-
+    from pipeline.console import CommandConsole  # here and below: only for those who run
     from pipeline.demo.data import read_demo_data
     from pipeline.demo.guard import unwound_by_hang_up
     from pipeline.demo.screen import Screen
@@ -55,7 +54,7 @@ def run(command: Command) -> int:
     write_json_report(command.json, {"holds": False, "finished": False})  # now, not at the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # titles and marks, whatever the terminal can show
-    screen = Screen(Console(highlight=False))
+    screen = Screen(CommandConsole(highlight=False))
     with unwound_by_hang_up(), _told_if_interrupted():
         with screen.step("data", "reading") as step:
             data = read_demo_data(command.data, command.items)

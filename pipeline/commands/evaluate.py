@@ -50,9 +50,8 @@ class Command:
 
 def run(command: Command) -> int:
     """Measure; the first process prints."""
-    from rich.console import Console  # here and below: only for those who run
-
-    from models.release import read_release
+    from models.release import read_release  # here and below: only for those who run
+    from pipeline.console import CommandConsole
     from pipeline.training.file_evaluation import evaluate_file
     from pipeline.training.processes import joined_processes
     from pipeline.training.view import metrics_table, training_bar
@@ -70,22 +69,7 @@ def run(command: Command) -> int:
     if not processes.first:
         return 0
     seconds = time.monotonic() - started
-    Console().print(
-        metrics_table(
-            {
-                f"{split}: {method}": metrics
-                for split, methods in report.metrics.items()
-                for method, metrics in methods.items()
-            }
-        )
-    )
     data, result = report.data, report.result
-    print(
-        f"{command.data.name}: {data['events']} events, {data['users']} users "
-        f"({data['ranked_users']} ranked for), {data['items']} items; {seconds:.1f} s"
-    )
-    if data["items_unknown_to_release"]:
-        print(f"{data['items_unknown_to_release']} items are unknown to the release")
     write_json_report(
         command.json,
         {
@@ -103,4 +87,19 @@ def run(command: Command) -> int:
             "data": data,
         },
     )
+    CommandConsole().print(
+        metrics_table(
+            {
+                f"{split}: {method}": metrics
+                for split, methods in report.metrics.items()
+                for method, metrics in methods.items()
+            }
+        )
+    )
+    print(
+        f"{command.data.name}: {data['events']} events, {data['users']} users "
+        f"({data['ranked_users']} ranked for), {data['items']} items; {seconds:.1f} s"
+    )
+    if data["items_unknown_to_release"]:
+        print(f"{data['items_unknown_to_release']} items are unknown to the release")
     return 0

@@ -1,7 +1,6 @@
 """`lrurec replay`: a file of interactions into the topic."""
 
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,16 +46,16 @@ class Command:
 
 def run(command: Command) -> int:
     """Send, with a progress bar where stderr is a terminal."""
-    from rich.console import Console  # here and below: only for those who run
-    from rich.progress import Progress
+    from rich.progress import Progress  # here and below: only for those who run
 
+    from pipeline.console import CommandConsole
     from pipeline.data_files import read_interactions
     from pipeline.replay import replay
 
     interactions = read_interactions(command.file)
     start = int(len(interactions) * command.from_fraction)
     stop = int(len(interactions) * command.to_fraction)
-    console = Console(file=sys.stderr)
+    console = CommandConsole(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(command.settings.topics.interactions, total=stop - start)
         report = replay(

@@ -42,11 +42,11 @@ class Command:
 
 def run(command: Command) -> int:
     """Score and print; 0."""
-    from rich.console import Console  # here and below: only for those who run
-    from rich.markup import escape
+    from rich.markup import escape  # here and below: only for those who run
     from rich.table import Table
 
     from models.release import read_release
+    from pipeline.console import CommandConsole
     from pipeline.training.offline_score import score_history
 
     release, recommend = read_release(command.release), command.settings.recommend
@@ -56,16 +56,6 @@ def run(command: Command) -> int:
         command.history,
         top=None if command.all else command.top or recommend.top_k,
         exclude_last=ring if recommend.exclude_seen else 0,
-    )
-    for item_id in answer.unknown:
-        print(f"unknown to release {release.version}, passed over: {item_id}")
-    table = Table("", "item", "score")
-    for place, (item_id, score) in enumerate(answer.items, start=1):
-        table.add_row(str(place), escape(item_id), f"{score:.6f}")
-    Console().print(table)
-    print(
-        f"release {release.version}, {answer.source}, {answer.used} items of the history; "
-        f"by scan and by steps all scores agree within {answer.max_difference:.2e}"
     )
     write_json_report(
         command.json,
@@ -77,5 +67,15 @@ def run(command: Command) -> int:
             "items": [{"item_id": item_id, "score": score} for item_id, score in answer.items],
             "max_abs_diff": answer.max_difference,
         },
+    )
+    for item_id in answer.unknown:
+        print(f"unknown to release {release.version}, passed over: {item_id}")
+    table = Table("", "item", "score")
+    for place, (item_id, score) in enumerate(answer.items, start=1):
+        table.add_row(str(place), escape(item_id), f"{score:.6f}")
+    CommandConsole().print(table)
+    print(
+        f"release {release.version}, {answer.source}, {answer.used} items of the history; "
+        f"by scan and by steps all scores agree within {answer.max_difference:.2e}"
     )
     return 0

@@ -80,18 +80,10 @@ def _train(command: Command, processes: "Processes") -> "TrainingReport":
 
 
 def _tell(command: Command, report: "TrainingReport") -> int:
-    from rich.console import Console
-
+    from pipeline.console import CommandConsole
     from pipeline.training.view import metrics_table
 
-    Console().print(metrics_table(report.metrics))
     release, data = report.release, report.data
-    print(
-        f"release {release.version} in {release.path}: {data['events']} events, "
-        f"{data['users']} users, {data['items']} items; measured on the last items of "
-        f"{data['test_users']} users; {report.epochs:.1f} epochs, {report.seconds:.1f} s"
-    )
-    print("announced" if report.announced else "not announced")
     write_json_report(
         command.json,
         {
@@ -110,6 +102,13 @@ def _tell(command: Command, report: "TrainingReport") -> int:
             "data": data,
         },
     )
+    CommandConsole().print(metrics_table(report.metrics))
+    print(
+        f"release {release.version} in {release.path}: {data['events']} events, "
+        f"{data['users']} users, {data['items']} items; measured on the last items of "
+        f"{data['test_users']} users; {report.epochs:.1f} epochs, {report.seconds:.1f} s"
+    )
+    print("announced" if report.announced else "not announced")
     if report.refused is not None and not report.announced:
         print(
             f"lrurec train: release {release.version} is refused: {report.refused}", file=sys.stderr

@@ -32,13 +32,12 @@ class Command:
 
 def run(command: Command) -> int:
     """Verify and print; 0 only if everything holds."""
-    from rich.console import Console  # here and below: only for those who run
-
+    from pipeline.console import CommandConsole  # here and below: only for those who run
     from pipeline.verification.verify import verify
     from pipeline.verification.view import print_report
 
-    with Console(stderr=True).status("") as status:
+    with CommandConsole(stderr=True).status("") as status:
         report = verify(command.settings, sample=command.sample, on_stage=status.update)
-    print_report(report, Console())
-    write_json_report(command.json, report.to_json())
+    write_json_report(command.json, report.to_json())  # first: nobody may read what is printed
+    print_report(report, CommandConsole())
     return 0 if report.holds else 1

@@ -31,13 +31,12 @@ class Command:
 
 def run(command: Command) -> int:
     """Follow: a live table on a terminal, else one line each."""
-    from rich.console import Console  # here and below: only for those who run
-
+    from pipeline.console import CommandConsole  # here and below: only for those who run
     from pipeline.watch import follow_recommendations, load_titles, show
 
     recommendations = follow_recommendations(
         command.settings, users=command.users, from_start=command.from_start
     )
     titles = load_titles(command.settings, command.items)
-    show(recommendations, titles, console=Console(), count=command.count)
+    show(recommendations, titles, console=CommandConsole(), count=command.count)
     return 0

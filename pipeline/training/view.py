@@ -1,16 +1,15 @@
 """A training for people: a bar while it runs, a table of what it reached."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
 from models.evaluation import METRIC_KS
 from models.training_result import TrainingProgress
+from pipeline.console import CommandConsole
 from pipeline.training.sequences import ReadProgress
 
 _log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ def training_bar() -> Iterator[Callable[[ReadProgress | TrainingProgress], None]
     Yields:
         What to call with how far the training is.
     """
-    console = Console(file=sys.stderr)
+    console = CommandConsole(stderr=True)
     bar = Progress(
         *Progress.get_default_columns(),
         TextColumn("{task.fields[note]}"),

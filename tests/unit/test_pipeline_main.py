@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def run(command):
             print("x" * 1000)
     if command.how == "last word":
         print("x" * 10)
+        return 0
+    if command.how == "table":
+        from pipeline.console import CommandConsole
+        CommandConsole(stderr=True).print("how far it is")
+        command.trace.write_text("reported")
+        CommandConsole().print("x" * 10)
         return 0
     if command.how == "wait":
         try:
@@ -387,6 +394,26 @@ def test_a_reader_that_leaves_is_no_error(
 
     assert process.returncode == 141
     assert stderr == ""
+
+
+def test_a_table_without_a_reader_is_no_broken_promise(tmp_path: Path) -> None:
+    """`lrurec verify | true` does not end with 1; that nobody sees its progress ends nothing."""
+    trace = tmp_path / "trace"
+    with start(tmp_path, "table", "--trace", str(trace)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stderr.close()
+
+    assert process.returncode == 141
+    assert trace.read_text() == "reported"
+
+
+def test_every_command_draws_on_a_console_that_may_lose_its_reader() -> None:
+    """Rich's own ends the process with 1, which means something else here."""
+    for module in (Path(frame.__file__).parent).rglob("*.py"):
+        if module.name != "console.py":
+            assert not re.search(r"\bConsole\(", module.read_text()), module
 
 
 def test_the_frame_needs_none_of_the_heavy_packages() -> None:
