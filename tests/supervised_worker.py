@@ -8,6 +8,7 @@ from urllib.request import urlopen
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from pipeline.settings import Settings, settings_flags
 from tests.kafka import wait_until
@@ -49,15 +50,23 @@ class SupervisedWorker(WorkerProcess):
 
     def series(self, name: str) -> dict[str, float]:
         """A metric's values summed by process, as a Prometheus parser reads the page."""
-        port, found = self.settings.metrics.port, dict[str, float]()
+        found = dict[str, float]()
+        for sample in self._samples():
+            if sample.name == name:
+                process = sample.labels["process"]
+                found[process] = found.get(process, 0.0) + sample.value
+        return found
+
+    def names(self) -> set[str]:
+        """The names of all series of ours."""
+        return {one.name for one in self._samples() if one.name.startswith("lrurec_")}
+
+    def _samples(self) -> Iterator[Sample]:
+        port = self.settings.metrics.port
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             page = answer.read().decode()
         for family in text_string_to_metric_families(page):
-            for sample in family.samples:
-                if sample.name == name:
-                    process = sample.labels["process"]
-                    found[process] = found.get(process, 0.0) + sample.value
-        return found
+            yield from family.samples
 
 
 @contextmanager

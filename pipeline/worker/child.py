@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import tyro
-from prometheus_client import REGISTRY, disable_created_metrics, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metrics, generate_latest
 
 from pipeline.log import configure_logging
 from pipeline.settings import Settings, SettingsFlags
@@ -56,7 +56,10 @@ def run(command: Command) -> int:
     )
     from pipeline.worker.app import create_worker  # takes seconds: torch and Faust
 
-    worker = create_worker(settings, REGISTRY, start=start, supervised=True)
+    # Shown once the start is through: zeros before would look like a worker without a release.
+    ours = CollectorRegistry()
+    worker = create_worker(settings, ours, start=start, supervised=True)
+    answers[METRICS] = lambda: generate_latest(REGISTRY) + generate_latest(ours)
     answers[HEALTH] = lambda: encode_verdict(*worker.health.alive())
     answers[READY] = lambda: encode_verdict(*worker.health.ready())
     channel.say_started()

@@ -86,8 +86,11 @@ def test_a_process_that_is_frozen_in_its_start_is_unhealthy_and_started_again(
 def test_processes_that_wait_in_their_start_for_ever_end_and_are_started_again(
     settings: Settings,
 ) -> None:
-    """A release that cannot be read to its end, as on a file server that is gone."""
-    stream = with_start_deadline(settings, 4.0)
+    """A release that cannot be read to its end, as on a file server that is gone.
+
+    Until then they show no metrics: zeros would look like workers without a release.
+    """
+    stream = with_start_deadline(settings, 8.0)
     create_topics(stream)
     release = random_release(stream.trainer.releases_dir, ["item"])
     announce(stream, release)
@@ -97,10 +100,18 @@ def test_processes_that_wait_in_their_start_for_ever_end_and_are_started_again(
 
     with running_supervisor(stream) as supervised:
         first = supervised.wait_for_children()
-        wait_until(lambda: supervised.children().get(0, first[0]) != first[0], "a new one", 60)
+        wait_until(lambda: supervised.series("lrurec_process_up").get("0"), "it answers")
+        ours, shown = set[str](), {"lrurec_process_up", "lrurec_process_restarts_total"}
+
+        def is_another() -> bool:
+            ours.update(supervised.names())
+            return supervised.children().get(0, first[0]) != first[0]
+
+        wait_until(is_another, "a new one", 60)
+        assert ours == shown
 
         log = supervised.log()
-        assert "the start took longer than 4 s (kafka.connect-timeout-s and worker." in log
+        assert "the start took longer than 8 s (kafka.connect-timeout-s and worker." in log
         assert "exit code 77: records waited and none was finished, or its start took too" in log
         assert "starting it again in 1 s" in log
         assert supervised.stop() == 0
