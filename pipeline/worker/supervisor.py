@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -32,6 +33,8 @@ from pipeline.worker.merged_pages import MergedPages, merged_verdict
 from pipeline.worker.start_watch import start_deadline_s
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A process ends itself at its own deadlines; killed is what cannot.
 STOP_MARGIN_S = 5.0
@@ -206,7 +209,6 @@ class Supervisor:
         self._stop_deadline_s = settings.worker.stop_deadline_s + STOP_MARGIN_S
         self._stopping = asyncio.Event()
         self._waiters = ThreadPoolExecutor(processes, "wait")
-        self._askers = ThreadPoolExecutor(processes, "ask")
         self._final_code: int | None = None
         self.registry = CollectorRegistry()
         # Before the metrics of its own: reading the pages sets which processes answer.
@@ -284,13 +286,19 @@ class Supervisor:
         for child in self._children:
             child.send(number)
 
+    def _ask_all(self, ask: Callable[[Child], T]) -> list[T]:
+        # Threads of this request alone: in common ones, requests would queue without bound behind
+        # those that wait for a process which stands still.
+        with ThreadPoolExecutor(len(self._children), "ask") as askers:
+            return list(askers.map(ask, self._children))
+
     def _ask_verdicts(self, question: bytes) -> tuple[bool, str]:
-        verdicts = self._askers.map(lambda child: child.verdict(question), self._children)
+        verdicts = self._ask_all(lambda child: child.verdict(question))
         return merged_verdict(dict(enumerate(verdicts)))
 
     def _read_pages(self) -> Mapping[int, str]:
         pages = {}
-        answers = self._askers.map(lambda child: child.ask(METRICS), self._children)
+        answers = self._ask_all(lambda child: child.ask(METRICS))
         for number, answer in enumerate(answers):
             self._metrics.up[str(number)].set(answer is not None)
             if answer is not None:

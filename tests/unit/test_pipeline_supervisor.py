@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from pipeline.commands.worker import Command
 from pipeline.engine.stop import ExitCode
 from pipeline.errors import SettingsInvalid
 from pipeline.settings import KafkaSettings, Settings, WorkerSettings, parse_command
+from pipeline.worker import supervisor
 from pipeline.worker.channel import (
     HEALTH,
     METRICS,
@@ -32,7 +34,7 @@ from pipeline.worker.channel import (
 from pipeline.worker.exits import MEANINGS, is_final, meaning, pause_after
 from pipeline.worker.folder_lock import lock_folder
 from pipeline.worker.merged_pages import merged_verdict
-from pipeline.worker.supervisor import settings_of_process, usable_cores
+from pipeline.worker.supervisor import Supervisor, settings_of_process, usable_cores
 from state.errors import StateError, StoreLocked
 
 
@@ -232,6 +234,33 @@ def test_what_an_ended_process_said_last_is_heard() -> None:
         supervisor.close()
 
         assert supervisor.has_started()
+
+
+def test_a_process_that_stands_still_slows_no_request_beyond_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many ask at once: each waits for it as long as the first."""
+    monkeypatch.setattr(supervisor, "ANSWER_DEADLINE_S", 0.2)
+    own = Supervisor(Settings(worker=WorkerSettings(data_dir=tmp_path)), 2, lock=0)
+    go, n_requests = threading.Event(), 30
+    answers = [lambda: bytes(go.wait(10)), lambda: encode_verdict(True, "fine")]
+    for child, answer in zip(own._children, answers, strict=True):
+        channel = SupervisorEnd()
+        ProcessEnd(os.dup(channel.child_descriptor), {HEALTH: answer}, lambda: None).say_started()
+        channel.handed_over()
+        child._running = Mock(), channel
+
+    with ThreadPoolExecutor(n_requests) as clients:
+        began_s = time.monotonic()
+        said = set(clients.map(lambda _: own.alive(), range(n_requests)))
+        took_s = time.monotonic() - began_s
+
+    go.set()
+    assert said == {(False, "process 0: does not answer; process 1: fine")}
+    assert took_s < 1.5  # one after the other, 3 s
+    for child in own._children:
+        assert child._running is not None
+        child._running[1].close()
 
 
 # --- verdicts
