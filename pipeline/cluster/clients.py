@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import aiokafka
 import aiokafka.errors
@@ -128,7 +128,9 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=kafka.ssl_ca_file)
         if kafka.ssl_cert_file is not None:
-            context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file)
+            context.load_cert_chain(
+                kafka.ssl_cert_file, kafka.ssl_key_file, password=lambda: _refuse_passphrase(kafka)
+            )
     except OSError as exc:  # ssl.SSLError is one
         files = (kafka.ssl_ca_file, kafka.ssl_cert_file, kafka.ssl_key_file)
         msg = (
@@ -136,6 +138,12 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
         )
         raise SettingsInvalid(msg) from exc
     return context
+
+
+def _refuse_passphrase(kafka: KafkaSettings) -> NoReturn:
+    """End what OpenSSL would ask a terminal for, which a service has not."""
+    msg = f"kafka.ssl_key_file must be a key without a passphrase, got {kafka.ssl_key_file}"
+    raise SettingsInvalid(msg)
 
 
 def wait_for_kafka(kafka: KafkaSettings) -> KafkaSettings:

@@ -21,7 +21,7 @@ from pipeline.cluster.topics import (
     require_topics,
 )
 from pipeline.engine.stop import ExitCode
-from pipeline.errors import BrokerRefuses, BrokerUnavailable, TopicMismatch
+from pipeline.errors import BrokerRefuses, BrokerUnavailable, SettingsInvalid, TopicMismatch
 from pipeline.settings import KafkaSettings, Settings, settings_flags
 from pipeline.users import block, read_user
 from pipeline.verification.topics import KafkaTopics
@@ -32,6 +32,16 @@ from tests.secured_kafka import USER, SecuredKafka, give_rights, secured_kafka
 # kafka-python leaves a socket whose TLS handshake failed to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
+KEY_WITH_PASSPHRASE = """\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhX90VyYr7viAICCAAw
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEAGlsy7ObOTXKu64x5GSvQwEgZDX
+6IkLXxF7QhOelskhiBoJCOBjjoFlFfV6uVHBOMB/VwCBitjnS8hw0frXcXQlPc9x
+gdpzvHJbKxW1s9B4ly2yibmcTuvA/GJ5w2lAZ8bPZp5dnPkPeEbmmKKUg0XKBB/S
+vp0EVJ5OLO0Lob5LpNV25fPB4xOtgsfXHqQWJ3IDw5z65KCNCGyV9jpVbwt9jds=
+-----END ENCRYPTED PRIVATE KEY-----
+"""
+"""Of nothing: only this test knows it."""
 AT_ONCE_S = 5.0  # far below the timeout; a broker delays its answer to a wrong password
 
 
@@ -102,6 +112,21 @@ def test_a_refused_connection_ends_at_once_by_its_cause(
         assert cause in line
         assert f"kafka.security_protocol ({kafka.security_protocol})" in line
         assert time.monotonic() - began < AT_ONCE_S
+
+
+def test_a_key_with_a_passphrase_is_a_wrong_setting(secured: SecuredKafka, tmp_path: Path) -> None:
+    """Nobody is there to be asked for it."""
+    key = tmp_path / "key.pem"
+    key.write_text(KEY_WITH_PASSPHRASE)
+    kafka = KafkaSettings(
+        bootstrap_servers=secured.ssl,
+        security_protocol="SSL",
+        ssl_cert_file=secured.ca_file,
+        ssl_key_file=key,
+    )
+
+    with pytest.raises(SettingsInvalid, match=rf"ssl_key_file .* without a passphrase, got {key}"):
+        end_offsets(kafka, "any")
 
 
 def test_a_refused_password_ends_a_trainer(sasl_ssl: KafkaSettings, tmp_path: Path) -> None:
