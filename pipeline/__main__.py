@@ -7,6 +7,7 @@ had to end itself has codes of its own, see `pipeline.engine.stop`.
 
 import atexit
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -25,6 +26,9 @@ from pipeline.settings import parse_command
 from state.errors import StateError
 
 logger = logging.getLogger(__name__)
+
+FULL_OR_BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+"""What a disk may answer that is no bug of ours."""
 
 
 class Entry(NamedTuple):
@@ -92,6 +96,9 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Entry] = COMM
         if _stdout_is_open():
             return _fail_by_bug(prog, error)
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        refused = _refusal_of_stdout() if error.errno in FULL_OR_BROKEN else None
+        return _fail_by_bug(prog, error) if refused is None else _fail(prog, refused, 1)
     except Exception as error:
         return _fail_by_bug(prog, error)
 
@@ -156,6 +163,16 @@ def _stdout_is_open() -> bool:
         return True
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return False
+
+
+def _refusal_of_stdout() -> OSError | None:
+    """Return why stdout cannot be written, and let nothing more be; None: it can."""
+    try:
+        print(flush=True)  # an error does not tell which file it is of, but it comes again
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OSError(f"stdout cannot be written: {error.strerror}")
+    return None
 
 
 def _say_no_more() -> None:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -343,7 +344,9 @@ def test_a_commands_help_shows_its_own_flags_and_the_settings(
     assert "--kafka.bootstrap-servers" in shown
 
 
-def start(tmp_path: Path, *argv: str) -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path, *argv: str, out: IO[str] | int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start the probe in a process of its own, called as the console command is."""
     (tmp_path / "frame_probe.py").write_text(PROBE)
     code = f"""
@@ -358,7 +361,7 @@ def start(tmp_path: Path, *argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=Path(frame.__file__).parents[1],
-        stdout=subprocess.PIPE,
+        stdout=out,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -394,6 +397,23 @@ def test_a_reader_that_leaves_is_no_error(
 
     assert process.returncode == 141
     assert stderr == ""
+
+
+@pytest.mark.parametrize("how", ["chatter", "last word", "table"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, unbuffered: str
+) -> None:
+    """One line that says it, and exit code 1."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    trace = ["--trace", str(tmp_path / "trace")]
+    with Path("/dev/full").open("w") as full, start(tmp_path, how, *trace, out=full) as process:
+        _, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1] == (
+        "lrurec probe: stdout cannot be written: No space left on device"
+    )
 
 
 def test_a_table_without_a_reader_is_no_broken_promise(tmp_path: Path) -> None:
