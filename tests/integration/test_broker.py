@@ -134,12 +134,14 @@ def test_a_start_that_was_killed_is_repaired_by_the_next(
     """Kill -9 while storage is formatted or Kafka comes up: the next start serves, one Kafka."""
     starter = subprocess.Popen(command_line(settings, "start"))
     signs = {
-        "formatting": lambda: list(settings.data_dir.glob("formatting-*/log")),
+        "formatting": lambda: list(settings.data_dir.glob("formatting-*/server.properties")),
         "starting": lambda: find(settings) is not None,
     }
-    wait_until(signs[moment], f"the start is {moment}")
-    starter.kill()
-    starter.wait()
+    try:
+        wait_until(signs[moment], f"the start is {moment}")
+    finally:
+        starter.kill()
+        starter.wait()
 
     with running_broker(settings) as info:
         assert status(settings) == info
