@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import REGISTRY
 
-from pipeline.errors import SettingsInvalid
+from pipeline.setting_checks import check
 from pipeline.settings import Settings, SettingsFlags
 
 
@@ -19,9 +19,15 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            msg = f"--processes must be at least 1, got {self.processes}"
-            raise SettingsInvalid(msg)
+        check(self.processes >= 1, "--processes", "at least 1", self.processes)
+        drain_s = self.settings.worker.drain_timeout_s
+        rebalance_s = self.settings.kafka.rebalance_timeout_s
+        check(  # or the group throws out a worker that is only busy
+            drain_s < rebalance_s,
+            "worker.drain_timeout_s",
+            f"less than kafka.rebalance_timeout_s ({rebalance_s})",
+            drain_s,
+        )
 
 
 def run(command: Command) -> int:

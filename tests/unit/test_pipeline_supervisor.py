@@ -53,6 +53,18 @@ def test_less_than_one_process_is_refused() -> None:
         parse_command(Command, ["--processes", "0"], prog="lrurec worker", environ={})
 
 
+def test_a_drain_as_long_as_the_rebalance_is_refused() -> None:
+    """The group would throw out a worker that is only busy."""
+    flags = ["--worker.drain-timeout-s", "5", "--kafka.rebalance-timeout-s"]
+    message = (
+        r"worker\.drain_timeout_s must be less than kafka\.rebalance_timeout_s \(5\.0\), got 5\.0"
+    )
+    with pytest.raises(SettingsInvalid, match=message):
+        parse_command(Command, [*flags, "5"], prog="lrurec worker", environ={})
+
+    parse_command(Command, [*flags, "5.1"], prog="lrurec worker", environ={})
+
+
 @given(processes=st.integers(2, 64), given_threads=st.none() | st.integers(1, 64))
 def test_processes_share_all_settings_but_what_must_be_their_own(
     processes: int, given_threads: int | None
