@@ -17,6 +17,7 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.engine.chunks import Chunk, fetch_chunks
 from pipeline.engine.clients import start_client
+from pipeline.engine.marks import Mark
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.reading import Reading
 from state.store import StateStore
@@ -89,14 +90,16 @@ class ChangelogReader:
         position, found = await self._in_disk(self._open, partition, mark)
         broken = False
         if position is not None:
-            broken = self._is_break(partition, position, begin, end, found, mark)
+            broken = self._is_break(partition, position, begin, end, found.log, mark)
         if broken:
             # Whatever becomes of this reading, the next one has to begin anew, too, until `settle`.
-            await self._in_disk(self._store.set_mark, partition, None)
+            unread = Mark(None, found.reflects).encode()
+            await self._in_disk(self._store.set_mark, partition, unread)
         at = begin if position is None or broken else position + 1
         reading = Reading(
             partition=partition,
             mark=mark,
+            reflects=found.reflects,
             next_offset=at,
             end=end,
             follow=follow,
@@ -129,10 +132,16 @@ class ChangelogReader:
         if reading.failed.done():
             reading.failed.result()
 
-    async def settle(self, reading: Reading) -> None:
-        """Note that the changelog has all local rows and the store all of the changelog's."""
+    async def settle(self, reading: Reading, reflects: int | None = None) -> None:
+        """Note that the changelog has all local rows and the store all of the changelog's.
+
+        Args:
+            reading: One that caught up.
+            reflects: Every source offset below it is reflected by these rows; None: not known.
+        """
         # Logged: what was written in bulk lies in table files before it.
-        await self._in_disk(self._store.set_mark, reading.partition, reading.mark)
+        mark = Mark(reading.mark, reflects).encode()
+        await self._in_disk(self._store.set_mark, reading.partition, mark)
 
     def drop(self, reading: Reading) -> None:
         """Read it no further; what the disk thread is given from here on comes behind its rows."""
@@ -265,13 +274,13 @@ class ChangelogReader:
     async def _in_disk(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *args)
 
-    def _open(self, partition: int, mark: bytes) -> tuple[int | None, bytes | None]:
+    def _open(self, partition: int, mark: bytes) -> tuple[int | None, Mark]:
         """Open a partition's store; its position, and the mark of what it was read from."""
         self._store.open(partition)
         position = self._store.position(partition)
         if position is None:  # before the first row, so that what a crash leaves is known
             self._store.set_mark(partition, mark)
-        return position, self._store.mark(partition)
+        return position, Mark.decode(self._store.mark(partition))
 
     def _apply(self, reading: Reading, chunk: Chunk) -> None:
         if reading.dropped:
@@ -307,7 +316,8 @@ class ChangelogReader:
                 )
         reading.lacking.difference_update(rows)
         if not reading.lacking:
-            self._store.set_mark(reading.partition, reading.mark)
+            mark = Mark(reading.mark, reading.reflects).encode()
+            self._store.set_mark(reading.partition, mark)
             reading.broken = False
             logger.info("partition %d: changelog and standby agree again", reading.partition)
 

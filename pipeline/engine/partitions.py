@@ -28,6 +28,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 
 from pipeline.cluster.rights import missing_right
 from pipeline.engine.clients import start_client, stop_quietly
+from pipeline.engine.marks import Mark
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import DeadLetter, PartitionResult, Processor, Snapshot
 from pipeline.engine.stop import ExitCode, end_by, end_process
@@ -141,6 +142,7 @@ class OwnedPartition:
         number: Partition number.
         producer: Producer under the partition's transactional id; initialising it fenced every
             former owner.
+        mark: Names its changelog, see `Mark.log`.
         events: Faust events whose chunks wait for a checkpoint, in order.
         confirmations: Futures of their outputs and dead letters.
         unsent: Results whose outputs leave with the rows, in one transaction; filled and taken in
@@ -160,6 +162,7 @@ class OwnedPartition:
 
     number: int
     producer: AIOKafkaProducer
+    mark: bytes = b""
     events: list[Any] = field(default_factory=list)
     confirmations: list[Awaitable[Any]] = field(default_factory=list)
     unsent: list[PartitionResult] = field(default_factory=list)
@@ -310,6 +313,7 @@ class Checkpointer:
         loop = asyncio.get_running_loop()
         events, confirmations = part.events, part.confirmations
         part.events, part.confirmations, part.moved_rows = [], [], 0
+        reflects = part.next_offset
         part.calm.set()
         snapshot, results = await loop.run_in_executor(self._compute, self._take, part)
         if part.withdrawn_after is not None:
@@ -341,10 +345,8 @@ class Checkpointer:
                 self._processor.sent(results, time.time())
         await asyncio.gather(*confirmations)
         self._reach("committed")
+        await loop.run_in_executor(self._disk, self._keep, part, snapshot, position, reflects)
         if snapshot.rows:
-            await loop.run_in_executor(
-                self._disk, self._store.write, part.number, snapshot.rows, position
-            )
             self._compute.submit(self._processor.settled, part.number, snapshot)
         self._reach("written")
         for event in events:
@@ -359,6 +361,15 @@ class Checkpointer:
         if not self._options.transactional and any(row is None for _, row in snapshot.rows):
             part.withdrawn_after = part.computed
         return snapshot, results
+
+    def _keep(
+        self, part: OwnedPartition, snapshot: Snapshot, position: int | None, reflects: int | None
+    ) -> None:
+        """Write rows, then up to where they reflect the source, in the disk thread."""
+        if snapshot.rows:
+            self._store.write(part.number, snapshot.rows, position)
+        if reflects is not None:
+            self._store.set_mark(part.number, Mark(part.mark, reflects).encode())
 
     def _reach(self, stage: str) -> None:
         if self._at_stage is not None:

@@ -16,7 +16,7 @@ Positions = dict[TopicPartition, int]
 
 async def find_positions(
     consumer: AIOKafkaConsumer, tps: Sequence[TopicPartition], changelog: str
-) -> tuple[Positions, Positions]:
+) -> tuple[Positions, Positions, dict[TopicPartition, bytes]]:
     """Find where the source's partitions are to be read from.
 
     Whoever calls this commits the positions of new partitions before anything of them is read. So
@@ -32,10 +32,12 @@ async def find_positions(
         changelog: Name of the changelog, which has the same partitions.
 
     Returns:
-        Committed offsets, and first offsets of partitions that have no commit.
+        Committed offsets, first offsets of partitions that have no commit, and what commits note of
+        their changelog (`pipeline.engine.marks`).
     """
     found = await consumer._coordinator.fetch_committed_offsets(tps)
     committed = {tp: found[tp].offset for tp in tps if tp in found and found[tp].offset >= 0}
+    notes = {tp: (found[tp].metadata or "").encode() for tp in committed}
     beginnings = await require_readable(consumer, committed, tps)
     new = {tp: beginnings[tp] for tp in tps if tp not in committed}
     cut = [tp for tp, beginning in new.items() if beginning > 0]
@@ -52,9 +54,9 @@ async def find_positions(
                 tp.topic,
                 tp.partition,
                 new[tp],
-                _go_on_from_the_start(consumer, tp),
+                go_on_from_the_start(consumer, tp),
             )
-    return committed, new
+    return committed, new, notes
 
 
 async def require_readable(
@@ -85,7 +87,7 @@ async def require_readable(
                 tp.partition,
                 position,
                 beginnings[tp],
-                _go_on_from_the_start(consumer, tp),
+                go_on_from_the_start(consumer, tp),
             )
         if position > ends[tp]:
             end_process(
@@ -101,7 +103,7 @@ async def require_readable(
     return beginnings
 
 
-def _go_on_from_the_start(consumer: AIOKafkaConsumer, tp: TopicPartition) -> str:
+def go_on_from_the_start(consumer: AIOKafkaConsumer, tp: TopicPartition) -> str:
     """Say how the group is set to where a partition starts, which Kafka does without members."""
     return (
         f"stop every worker, wait {consumer._session_timeout_ms / 1000:g} s until Kafka has missed "

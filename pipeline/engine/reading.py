@@ -11,6 +11,7 @@ class Reading:
     Attributes:
         partition: Its number.
         mark: Names the changelog and where it begins; noted in the store once both agree.
+        reflects: Up to which source offset the local rows surely reflect the source, see `Mark`.
         next_offset: The offset to fetch next.
         end: Where the changelog ended when the reading began.
         follow: Whether to go on behind it, as a standby.
@@ -28,6 +29,7 @@ class Reading:
 
     partition: int
     mark: bytes
+    reflects: int | None = None
     next_offset: int
     end: int
     follow: bool

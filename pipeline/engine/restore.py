@@ -19,7 +19,9 @@ from mode import Service
 
 from pipeline.engine.changelog_reader import ChangelogReader, LogChanged
 from pipeline.engine.clients import stop_quietly
+from pipeline.engine.marks import where_to_go_on
 from pipeline.engine.partitions import OwnedPartition
+from pipeline.engine.positions import go_on_from_the_start
 from pipeline.engine.reading import Reading
 from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import ExitCode, end_by, end_process
@@ -219,13 +221,14 @@ class Restore(Service):
 
     async def _restore(self, number: int, tp: Any, log_id: bytes) -> int:
         stream = self.app.stream_service
+        self.app.consumer.notes.pop(tp, None)
         deadline_s = stream.options.restore_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
                 # Before the end of the changelog is read.
                 part = await stream.checkpointer.fence(number)
                 try:
-                    count = await self._read(part, log_id)
+                    count = await self._read(part, tp, log_id)
                 except BaseException:  # a rebalance cancels this; its producer would stay
                     await stop_quietly(part.producer)
                     raise
@@ -241,21 +244,62 @@ class Restore(Service):
         self.app.consumer.resume_partitions({tp})
         return count
 
-    async def _read(self, part: OwnedPartition, log_id: bytes) -> int:
+    async def _read(self, part: OwnedPartition, tp: Any, log_id: bytes) -> int:
+        consumer = self.app.consumer
         while True:
             reading = await self._reader.begin(part.number, log_id)
             try:
                 await self._reader.catch_up(reading)
+                reflects = await self._where_to_go_on(reading, tp)
                 if reading.broken:
                     await self._publish_missing(part, reading.seen)
-                if reading.broken or reading.in_bulk:
-                    await self._reader.settle(reading)
+                part.mark = consumer.notes[tp] = reading.mark
+                await self._reader.settle(reading, reflects)
+                if consumer.found_notes.get(tp, b"") not in (b"", reading.mark):
+                    await consumer.commit_and_seek(tp, reflects)
                 return reading.applied
             except LogChanged as error:
                 logger.warning("%s: it is read again", error)
                 log_id = await self._ask_log_id()
             finally:
                 self._reader.drop(reading)
+
+    async def _where_to_go_on(self, reading: Reading, tp: Any) -> int:
+        """Return the source offset to read from: what local rows and changelog lack is read again.
+
+        A commit names the changelog that holds the states up to there; none is named where a tool
+        or an earlier version made it. The process ends where what is to be read is gone: another
+        folder may still have it.
+        """
+        consumer = self.app.consumer
+        committed, note = consumer.restarted_at[tp], consumer.found_notes.get(tp, b"")
+        if note in (b"", reading.mark):
+            return int(committed)
+        beginning = await consumer.beginning(tp)
+        found = where_to_go_on(committed, reading.reflects, beginning)
+        if found is None:
+            end_process(
+                ExitCode.HOLE,
+                "partition %d: the group has read up to offset %d, the rows of this data folder "
+                "reflect %s, the changelog was made anew or trimmed and does not have the rest, "
+                "and the topic now starts at %d. Start the worker first that had the partition "
+                "last: its folder has it all. To go on without what is lost, %s",
+                reading.partition,
+                committed,
+                "nobody knows what" if reading.reflects is None else f"it to {reading.reflects}",
+                beginning,
+                go_on_from_the_start(consumer._thread._ensure_consumer(), tp),
+            )
+        if found < committed:
+            logger.warning(
+                "partition %d: the group has read up to offset %d, but the changelog was made anew "
+                "or trimmed, and the rows of this data folder reflect it up to %d: the rest is "
+                "read again",
+                reading.partition,
+                committed,
+                found,
+            )
+        return found
 
     async def _stand_by(self, number: int, log_id: bytes) -> None:
         """Follow the changelog of a partition that another worker owns, until cancelled."""

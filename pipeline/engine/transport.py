@@ -126,7 +126,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         try:
             await self._ensure_consumer().commit(
                 {
-                    driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, "")
+                    driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, self.consumer.note(tp))
                     for tp, offset in offsets.items()
                 }
             )
@@ -147,7 +147,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         wanted = [driver.ensure_aiokafka_TP(tp) for tp in tps]
         if not wanted:
             return {}
-        committed, new = await find_positions(consumer, wanted, changelog)
+        committed, new, notes = await find_positions(consumer, wanted, changelog)
+        self.consumer.found_notes.update({ensure_TP(tp): note for tp, note in notes.items()})
         if new:  # before anything is read: see `find_positions`
             await self._commit({ensure_TP(tp): offset for tp, offset in new.items()})
         positions = {**committed, **new}
@@ -163,6 +164,8 @@ class Consumer(driver.Consumer):
         epoch: Grows whenever what was fetched before must not be used any more.
         fetching: How many fetches are under way.
         restarted_at: Per partition, where reading began after the last seek.
+        found_notes: Per partition, what the commit that was found says of the changelog.
+        notes: Per partition, what commits say from now on, instead of what was found.
     """
 
     logger = SERVICE_LOG
@@ -175,6 +178,8 @@ class Consumer(driver.Consumer):
         )  # in order of delivery
         self._expected: dict[TP, int] = {}  # where the next chunk has to start
         self.restarted_at: dict[TP, int] = {}
+        self.found_notes: dict[TP, bytes] = {}
+        self.notes: dict[TP, bytes] = {}
         self._room = asyncio.Event()
         super().__init__(*args, **kwargs)
 
@@ -367,6 +372,23 @@ class Consumer(driver.Consumer):
             self._read_offset[tp] = offset or None
             self._committed_offset[tp] = offset or None
         self._restart_at(offsets)
+
+    async def commit_and_seek(self, tp: TP, offset: int) -> None:
+        """Commit an offset, also a lower one than before, and read on from there."""
+        await self._thread.call_thread(self._thread._commit, {tp: offset})
+        await self.seek(tp, offset)
+        self._read_offset[tp] = self._committed_offset[tp] = offset or None
+
+    async def beginning(self, tp: TP) -> int:
+        """Ask for the first offset that a partition has."""
+        partition = driver.ensure_aiokafka_TP(tp)
+        consumer = self._thread._ensure_consumer()
+        found = await self._thread.call_thread(consumer.beginning_offsets, [partition])
+        return int(found[partition])
+
+    def note(self, tp: TP) -> str:
+        """Return what a commit of the partition says of its changelog."""
+        return self.notes.get(tp, self.found_notes.get(tp, b"")).decode()
 
     def _restart_at(self, offsets: Mapping[Any, int]) -> None:
         for any_tp, offset in offsets.items():
