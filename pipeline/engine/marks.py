@@ -7,6 +7,8 @@ changelog does not hold the states any more, reading goes on from there.
 
 from dataclasses import dataclass
 
+from pipeline.cluster.topics import NO_ID
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -34,6 +36,19 @@ class Mark:
             return cls(None, None)
         log, told, reflects = found.rpartition(b" reflects ")
         return cls(log or None, int(reflects)) if told else cls(found, None)
+
+
+def names(note: bytes, mark: bytes) -> bool:
+    """Tell whether what a commit says may be of this changelog.
+
+    It may where it says nothing, as one that a tool or an earlier version made, or was made when the
+    cluster had no ids of topics yet.
+
+    Args:
+        note: The commit's metadata.
+        mark: See `Mark.log`.
+    """
+    return note in (b"", mark) or note.startswith(NO_ID.encode())
 
 
 def where_to_go_on(committed: int, reflects: int | None, beginning: int) -> int | None:

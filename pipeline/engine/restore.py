@@ -19,7 +19,7 @@ from mode import Service
 
 from pipeline.engine.changelog_reader import ChangelogReader, LogChanged
 from pipeline.engine.clients import stop_quietly
-from pipeline.engine.marks import where_to_go_on
+from pipeline.engine.marks import names, where_to_go_on
 from pipeline.engine.partitions import OwnedPartition
 from pipeline.engine.positions import go_on_from_the_start
 from pipeline.engine.reading import Reading
@@ -255,7 +255,7 @@ class Restore(Service):
                     await self._publish_missing(part, reading.seen)
                 part.mark = consumer.notes[tp] = reading.mark
                 await self._reader.settle(reading, reflects)
-                if consumer.found_notes.get(tp, b"") not in (b"", reading.mark):
+                if not names(consumer.found_notes.get(tp, b""), reading.mark):
                     await consumer.commit_and_seek(tp, reflects)
                 return reading.applied
             except LogChanged as error:
@@ -273,7 +273,7 @@ class Restore(Service):
         """
         consumer = self.app.consumer
         committed, note = consumer.restarted_at[tp], consumer.found_notes.get(tp, b"")
-        if note in (b"", reading.mark):
+        if names(note, reading.mark):
             return int(committed)
         beginning = await consumer.beginning(tp)
         found = where_to_go_on(committed, reading.reflects, beginning)

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.marks import Mark, where_to_go_on
+from pipeline.cluster.topics import NO_ID
+from pipeline.engine.marks import Mark, names, where_to_go_on
 
 LOGS = st.builds(
     b"%b %d".__mod__, st.tuples(st.uuids().map(lambda u: str(u).encode()), st.integers(0, 2**63))
@@ -18,6 +19,15 @@ def test_a_mark_is_read_as_it_was_written(log: bytes | None, reflects: int | Non
 
     assert Mark.decode(mark.encode()) == mark
     assert Mark.decode(log) == Mark(log, None)
+
+
+@given(LOGS, LOGS)
+def test_a_commit_names_its_own_changelog_alone_or_none(log: bytes, other: bytes) -> None:
+    """One of a cluster without ids of topics names none."""
+    assert names(log, log)
+    assert names(other, log) == (other == log)
+    assert names(b"", log)
+    assert names(NO_ID.encode() + b" 7", log)
 
 
 @given(st.data())
