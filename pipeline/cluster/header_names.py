@@ -4,7 +4,8 @@ The name of a header is UTF-8 by the protocol, but no broker checks it, and aiok
 that breaks the rule: one such record would stop its partition for ever. So the rest of such a batch
 is read in Python, and `\xff` stands in a name for what is no UTF-8. Records in message format 0,
 which a log may hold since before Kafka 0.10, have no timestamp: None by aiokafka, here -1, as Kafka
-has it. Private names of aiokafka are used.
+has it. A batch that would not fit into memory is refused before it is unpacked. Private names of
+aiokafka are used.
 """
 
 import struct
@@ -16,6 +17,8 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.legacy_records import LegacyRecordBatch, _LegacyRecordPy
 from aiokafka.record.memory_records import MemoryRecords
+
+from pipeline.cluster.unpacked_size import require_sensible
 
 _BATCH_START = struct.Struct(">qi")  # first offset, bytes behind this
 _NO_TIMESTAMP = -1
@@ -31,17 +34,22 @@ class _TolerantRecords(MemoryRecords):  # type: ignore[misc]  # untyped
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._data = data
+        self._left = memoryview(data)
 
     def next_batch(self) -> Any:
         batch = super().next_batch()
-        return None if batch is None else _TolerantBatch(batch, self._data)
+        if batch is None:
+            return None
+        _, size = _BATCH_START.unpack_from(self._left)
+        end = _BATCH_START.size + size
+        data, self._left = self._left[:end], self._left[end:]
+        return _TolerantBatch(batch, data)
 
 
 class _TolerantBatch:
     """A batch of aiokafka's, and the way out where that gives up."""
 
-    def __init__(self, batch: Any, data: bytes) -> None:
+    def __init__(self, batch: Any, data: memoryview) -> None:
         self._batch = batch
         self._data = data
 
@@ -52,13 +60,14 @@ class _TolerantBatch:
         if isinstance(self._batch, LegacyRecordBatch):  # of before there were headers
             yield from map(_timed, self._batch)
             return
+        require_sensible(self._data)
         n = 0
         try:
             for record in self._batch:
                 n += 1
                 yield record
         except UnicodeDecodeError:
-            yield from _read_leniently(self._data, self._batch.base_offset)[n:]
+            yield from list(_LenientBatch(bytes(self._data)))[n:]
 
     def __next__(self) -> Any:
         return next(self._batch)
@@ -70,16 +79,6 @@ def _timed(record: Any) -> Any:
     return _LegacyRecordPy(
         record.offset, _NO_TIMESTAMP, None, record.key, record.value, record.checksum
     )
-
-
-def _read_leniently(data: bytes, base_offset: int) -> list[Any]:
-    at = 0
-    while True:
-        first_offset, size = _BATCH_START.unpack_from(data, at)
-        end = at + _BATCH_START.size + size
-        if first_offset == base_offset:
-            return list(_LenientBatch(data[at:end]))
-        at = end
 
 
 class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # untyped

@@ -19,6 +19,8 @@ _REMEDIES = {
     "group.min.session.timeout.ms to group.max.session.timeout.ms",
     "InconsistentGroupProtocol": "another program's members are in the group worker.app_id: give "
     "one of the two another name",
+    "BatchTooLarge": "to step over it, stop all workers and set the group worker.app_id behind it, "
+    "kafka-consumer-groups.sh --reset-offsets --to-offset (docs/operating.md, What happens when)",
 }
 
 

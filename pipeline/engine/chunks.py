@@ -15,6 +15,8 @@ from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
 from aiokafka.errors import CorruptRecordException
 from aiokafka.structs import TopicPartition
 
+from pipeline.cluster.unpacked_size import BatchTooLarge
+
 MAX_CHUNK_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 10  # of a header in a batch, beside name and value: the length of each
 
@@ -67,8 +69,8 @@ def take_chunks(
         moved meanwhile (a seek, a pause, a new assignment).
 
     Raises:
-        CorruptRecordException: The first batch's checksum is wrong. A later one ends the run before
-            it, and raises when it is read again.
+        CorruptRecordException: The first batch's checksum is wrong, or it is too large to be
+            unpacked. A later one ends the run before it, and raises when it is read again.
     """
     if not result.has_more() or not result.check_assignment(result._topic_partition):
         result._partition_records = None
@@ -85,7 +87,14 @@ def take_chunks(
                 raise CorruptRecordException(msg)
             break
         if not _is_aborted(partition, batch) and not batch.is_control_batch:
-            records.extend(batch)
+            try:
+                records.extend(batch)
+            except BatchTooLarge as error:
+                if records:
+                    break
+                topic, number = result._topic_partition
+                msg = f"{topic} partition {number}: {error.args[0]}"
+                raise BatchTooLarge(msg) from error
         next_offset = batch.next_offset
     if records and records[0].offset < start:  # a fetch may begin inside a compressed batch
         records = [record for record in records if record.offset >= start]

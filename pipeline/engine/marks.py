@@ -41,7 +41,7 @@ class Mark:
 def names(note: bytes, mark: bytes) -> bool:
     """Tell whether what a commit says may be of this changelog.
 
-    It may where it says nothing, as one that a tool or an earlier version made, or was made when the
+    It may where it says nothing, as that of a tool or an earlier version, or was made when the
     cluster had no ids of topics yet.
 
     Args:

@@ -5,6 +5,7 @@ loses events there, is listed in `compat.FAULTS`; each override names the entry 
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import defaultdict, deque
@@ -12,7 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any, ClassVar
 
 import uvloop
-from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
+from aiokafka.errors import (
+    CommitFailedError,
+    ConsumerStoppedError,
+    CorruptRecordException,
+    IllegalStateError,
+    KafkaError,
+)
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import TRANSPORTS
@@ -283,10 +290,21 @@ class Consumer(driver.Consumer):
                 asyncio.run_coroutine_threadsafe(fetch, thread.thread_loop)
             )
         except KafkaError as error:  # a damaged batch, say; stock would go down over pages of log
+            if isinstance(error, CorruptRecordException):
+                await self._commit_delivered()
             end_by(error, "reading the interactions")
         finally:
             self.fetching -= 1
         return records if epoch == self.epoch else {}
+
+    async def _commit_delivered(self) -> None:
+        """Wait for what was delivered, and commit it: what follows may be stepped over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.app.engine_options.drain_timeout_s):
+                while not all(message.acked for run in self._inflight.values() for message in run):
+                    await asyncio.sleep(0.02)
+        await self.commit()
+        await self.commit()  # see `wait_empty`
 
     def _to_message(self, tp: TP, chunk: Chunk) -> ChunkMessage:
         message = ChunkMessage(
