@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.evaluation import BATCH_ROWS, Holdout, rank_holdout, ranking_metrics
-from models.packing import PAD, PackedHistories
+from models.config import ModelConfig
+from models.evaluation import BATCH_ROWS, Holdout, last_outputs, rank_holdout, ranking_metrics
+from models.packing import PAD, PackedHistories, pack_histories
+from models.recommender import Recommender
 
 N_ITEMS = 6
 indices = st.integers(1, N_ITEMS)
@@ -16,6 +18,8 @@ few_values = st.lists(
     st.sampled_from([-1.0, 0.0, 0.5]), min_size=(N_ITEMS + 1) ** 2, max_size=(N_ITEMS + 1) ** 2
 )
 """A score for each (last item, next item), with many ties."""
+OUTPUT_DIFFERENCE = 1e-5
+"""Between float32 outputs of one window, alone and among others; outputs are of the order of 1."""
 
 
 def table_scorer(table: Tensor, window: PackedHistories) -> Tensor:
@@ -85,3 +89,21 @@ def test_metrics_grow_with_k_and_bound_each_other(ranks: list[int], k: int) -> N
     assert 0 <= metrics[f"ndcg@{k}"] <= metrics[f"recall@{k}"] <= metrics[f"recall@{k + 1}"] <= 1
     assert metrics[f"ndcg@{k}"] <= metrics[f"ndcg@{k + 1}"]
     assert 0 < metrics["mrr"] <= 1
+
+
+@given(st.lists(st.lists(indices, max_size=8), min_size=1, max_size=6), st.integers(1, 8))
+def test_each_window_has_the_output_that_it_has_alone(
+    histories: list[list[int]], max_length: int
+) -> None:
+    """Windows of any lengths in any order are told apart: no user gets what another did."""
+    config = ModelConfig(n_items=N_ITEMS, hidden_size=8, state_size=4)
+    recommender = Recommender(config, torch.Generator().manual_seed(3)).eval()
+
+    with torch.no_grad():
+        together = last_outputs(recommender, pack_histories(histories, max_length))
+        alone = [
+            recommender(torch.tensor(window), torch.tensor([len(window)]))[-1]
+            for window in (history[-max_length:] or [PAD] for history in histories)
+        ]
+
+    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=OUTPUT_DIFFERENCE)
