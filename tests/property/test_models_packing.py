@@ -1,5 +1,7 @@
 """Packed batches against a direct transcription of the padded rule they replace."""
 
+from random import Random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +80,30 @@ def test_shares_of_a_batch_are_all_of_it_and_about_as_large(
     assert sorted(np.concatenate(shares).tolist()) == sorted(chosen.tolist())
     assert max(labels) - min(labels) <= max_length
     assert windows.share(chosen, 0, 1).tolist() == chosen.tolist()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 100))
+def test_every_epoch_mixes_the_windows_by_its_seed(seed: int, epoch: int) -> None:
+    """No epoch, the first included, goes by the order of the users, or by that of another seed."""
+    windows = TrainingWindows.cut([[user] for user in range(1, 101)], 4)
+
+    def order(seed: int) -> list[int]:
+        return np.concatenate(list(windows.epoch(16, seed=seed, epoch=epoch))).tolist()
+
+    assert order(seed) != list(range(100))
+    assert order(seed) != order(seed + 1)
+
+
+@given(histories, st.integers(1, 12), st.integers(1, 5), st.randoms())
+def test_shares_of_a_batch_are_whole_and_about_equal(
+    sequences: list[list[int]], max_length: int, count: int, random: Random
+) -> None:
+    """Every window is with one process, and no process has a window's labels more than another."""
+    windows = TrainingWindows.cut(sequences, max_length)
+    batch = np.array(random.sample(range(len(windows)), len(windows)), np.int64)
+
+    shares = [windows.share(batch, rank, count) for rank in range(count)]
+
+    assert sorted(np.concatenate(shares).tolist()) == sorted(batch.tolist())
+    labels = [int(windows.counts[share].sum()) for share in shares]
+    assert max(labels) - min(labels) <= windows.counts.max(initial=0)
