@@ -104,6 +104,23 @@ def test_every_item_is_drawn_as_often_as_expected() -> None:
     assert (np.abs(total / samples - 1) <= 5 * deviation).all()
 
 
+class _HighestDraws(np.random.Generator):
+    """Draws the largest number below 1, always."""
+
+    def random(self, size: int) -> np.ndarray:
+        return np.full(size, np.nextafter(1, 0))
+
+
+def test_a_draw_at_the_very_end_is_the_last_item() -> None:
+    """The highest place of a sample rounds to the end of all chances: nothing is behind it."""
+    sampler = NegativeSampler(np.arange(9), 6)
+
+    negatives = sampler.draw(_HighestDraws(np.random.PCG64(0)))
+
+    assert negatives.items[-1] == 8
+    assert negatives.log_weights.isfinite().all()
+
+
 def test_the_mean_gradient_is_that_of_the_full_loss() -> None:
     """Over many samples it comes within 3 %, closer with more draws, not so uncorrected."""
     inputs, labels = problem(positions=40, items=200)
