@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from models.evaluation import Holdout, evaluate
-from models.release import load_recommender
+from models.release import Release, load_recommender
 from models.training_checkpoint import CheckpointUnwritable, ResumeMismatch
 from models.vocabulary import Vocabulary
 from pipeline.cluster.topics import NO_ID
 from pipeline.errors import SettingsInvalid, TrainingLocked
 from pipeline.settings import TrainerSettings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, manifests, release_versions
-from pipeline.training.gate import evaluate_release, why_refused
+from pipeline.training.gate import evaluate_release, serving_release, why_refused
 from pipeline.training.trainer import LastTraining, is_due, next_due
+from pipeline.worker.releases import Announcement
 from tests.releases import random_release
 
 PLAN = TrainingPlan(topic="clicks", ranges={0: (3, 7), 1: (0, 0)})
@@ -147,6 +148,31 @@ def test_a_release_that_knows_no_item_hits_nothing(tmp_path: Path) -> None:
     metrics = evaluate_release(release, ours, holdout, mask_window=True, device=torch.device("cpu"))
 
     assert max(metrics.values()) == pytest.approx(0)
+
+
+def announcement_of(release: Release) -> Announcement:
+    """Return what the models topic says of a release."""
+    return Announcement(
+        version=release.version,
+        location=str(release.path),
+        manifest_sha256=release.manifest_sha256,
+        created=release.created,
+    )
+
+
+def test_what_serves_is_what_was_announced_last_and_can_be_opened(tmp_path: Path) -> None:
+    """An older release announced again serves; one that is gone is passed over, for the next."""
+    old, new = (
+        announcement_of(random_release(tmp_path, ["a", "b"], version=version)) for version in (1, 2)
+    )
+    gone = Announcement(version=3, location=f"{tmp_path}/3", manifest_sha256="0", created="")
+
+    served = [
+        serving_release(announcements)
+        for announcements in ([old, new], [new, old], [old, new, gone], [gone], [])
+    ]
+
+    assert [one and one.version for one in served] == [2, 1, 2, None, None]
 
 
 def test_one_training_at_a_time(tmp_path: Path) -> None:
