@@ -5,8 +5,9 @@ from collections import Counter
 
 import msgspec
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from models.vocabulary import item_hash
 from pipeline.errors import NotEnoughEvents
@@ -22,6 +23,8 @@ from state.row import EVENT_IDS
 
 
 @given(st.lists(st.lists(st.integers(0, 12), max_size=30), min_size=1, max_size=4))
+@example([[*range(1, EVENT_IDS + 1), 1]])
+@example([[*range(1, EVENT_IDS + 2), 1]])
 def test_a_repeat_is_an_id_among_the_user_s_last_applied_ones(event_ids: list[list[int]]) -> None:
     """An event is a repeat if its id is one of the last applied with an id; 0 is no id."""
     expected = []
@@ -116,6 +119,50 @@ def test_what_is_forgotten_never_happened(
 
 
 @given(
+    clicks=st.lists(
+        st.tuples(
+            st.integers(0, 1), st.sampled_from(["anna", "bert", "carl"]), st.sampled_from("abcd")
+        ),
+        max_size=20,
+    ),
+    least=st.integers(1, 4),
+)
+def test_a_rare_item_was_never_clicked(clicks: list[tuple[int, str, str]], least: int) -> None:
+    """Who clicked on nothing else is no user, and all the others keep the hashes of their keys."""
+    counts = Counter(item for _, _, item in clicks)
+    expected: dict[tuple[int, str], list[str]] = {}
+    for partition, user, item in clicks:
+        if counts[item] >= least:
+            expected.setdefault((partition, user), []).append(item)
+    records = [
+        EventRecord(
+            partition=partition,
+            offset=offset,
+            timestamp=0,
+            value=msgspec.json.encode({"user_id": user, "item_id": item}),
+        )
+        for offset, (partition, user, item) in enumerate(clicks)
+    ]
+    trainer = dataclasses.replace(Settings().trainer, min_item_count=least)
+    ranges = dict.fromkeys((0, 1), (0, len(clicks)))
+
+    try:
+        read = gather_sequences(Settings(trainer=trainer), ranges, records, {})
+    except NotEnoughEvents:
+        assert not expected
+        return
+
+    names = read.vocabulary.item_ids
+    assert sorted(names) == sorted(item for item, count in counts.items() if count >= least)
+    assert sorted(
+        (user_hash, [names[index - 1] for index in sequence])
+        for user_hash, sequence in zip(read.user_hashes.tolist(), read.sequences, strict=True)
+    ) == sorted((xxh3_64_intdigest(user.encode()), items) for (_, user), items in expected.items())
+    assert read.counts.applied == sum(map(len, expected.values()))
+    assert read.counts.applied + read.counts.rare == len(clicks)
+
+
+@given(
     hashes=st.lists(st.integers(0, 2**64 - 1), unique=True, min_size=1, max_size=30),
     data=st.data(),
 )
@@ -149,7 +196,7 @@ def test_who_is_held_out_today_was_held_out_before(hashes: list[int], data: st.D
     most=st.integers(1, 12),
 )
 def test_a_split_loses_no_item(lengths: list[int], most: int) -> None:
-    """Training items and targets together are every user's items, in their order."""
+    """Training items and targets together are every user's items; the lowest hashes are taken."""
     sequences = [np.arange(1, 1 + length) + 10 * user for user, length in enumerate(lengths)]
     hashes = np.arange(len(sequences), dtype=np.uint64)[::-1].copy()
 
@@ -165,9 +212,9 @@ def test_a_split_loses_no_item(lengths: list[int], most: int) -> None:
         for whole, trained in zip(sequences, split.train, strict=True)
         if len(trained) < len(whole)
     }
-    eligible = sum(length >= 3 for length in lengths)
+    eligible = [user for user, length in enumerate(lengths) if length >= 3]
     assert held_out == shortened
-    assert len(held_out) == min(eligible, most)
+    assert {items[0] // 10 for items in held_out} == set(eligible[-most:])
 
 
 @given(hashes=st.lists(st.integers(0, 2**64 - 1), unique=True, min_size=1, max_size=30))
