@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from models.authors import import_authors_checkpoint
+from models.config import TrainingConfig
 from models.errors import ReleaseIncompatible
+from models.evaluation import evaluate, leave_one_out
+from models.popularity import evaluate_popularity, item_counts
 from models.release import load_recommender, read_release, write_release
 from models.vocabulary import Vocabulary
 from pipeline.__main__ import main
 from pipeline.data_files import read_item_ids
 from pipeline.errors import DataFileInvalid
+from pipeline.settings import ModelSettings, Settings, TrainerSettings
+from pipeline.training.file_evaluation import evaluate_file
+from pipeline.training.gate import evaluate_release
 from pipeline.training.offline_score import score_history
 from tests import authors_model
 from tests.releases import random_release, release_of
@@ -100,6 +106,43 @@ def test_a_release_is_evaluated_without_training(ring_file: Path, tmp_path: Path
     assert report["release"] == 1
     assert report["data"]["items_unknown_to_release"] == 5
     assert 0.5 < report["metrics"]["test"]["model"]["recall@50"] < 1
+
+
+def test_each_split_is_ranked_by_what_it_holds_out(ring_file: Path, tmp_path: Path) -> None:
+    """A trained model, a release and popularity: each is measured on the split that it stands at.
+
+    Popularity counts what trains alone.
+    """
+    histories = [line.split()[1:] for line in ring_file.read_text().splitlines()]
+    vocabulary = Vocabulary(
+        list(dict.fromkeys(item for items in histories for item in items)), [1] * 30
+    )
+    parts = leave_one_out([[vocabulary.index_of(item) for item in items] for items in histories])
+    release = random_release(tmp_path, vocabulary.item_ids[:25])
+    settings = Settings(
+        model=ModelSettings(hidden_size=16, n_blocks=1, max_length=8),
+        training=TrainingConfig(batch_size=16, max_epochs=1),
+        trainer=TrainerSettings(threads=1, device="cpu"),
+    )
+    mask, cpu = {"mask_window": True}, torch.device("cpu")
+
+    trained = evaluate_file(settings, ring_file)
+    read = evaluate_file(settings, ring_file, release)
+
+    assert trained.result is not None
+    counts = item_counts(parts.train, 30)
+    for name, holdout in (("validation", parts.validation), ("test", parts.test)):
+        assert trained.metrics[name] == {
+            "model": pytest.approx(evaluate(trained.result.recommender, holdout)),
+            "popularity": pytest.approx(evaluate_popularity(counts, holdout, max_length=8)),
+        }
+        assert read.metrics[name] == {
+            "model": pytest.approx(
+                evaluate_release(release, vocabulary, holdout, device=cpu, **mask)
+            ),
+            "popularity": pytest.approx(evaluate_popularity(counts, holdout, max_length=10)),
+        }
+    assert trained.metrics["validation"] != trained.metrics["test"]
 
 
 def test_only_accepted_event_types_are_evaluated(tmp_path: Path) -> None:
