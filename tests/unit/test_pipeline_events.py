@@ -47,6 +47,14 @@ def test_ids_may_be_integers_and_any_text() -> None:
     assert decode({**CLICK, "user_id": 10**30}).user_key == b"1" + b"0" * 30  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("field", ["user_id", "item_id", "event_id"])
+@pytest.mark.parametrize("value", ["x" * 256, "ж" * 128, int("9" * 256)], ids=["x", "ж", "9"])
+def test_an_id_may_have_all_the_bytes_that_the_setting_allows(field: str, value: str | int) -> None:
+    """Bytes of UTF-8 count, not letters, and the limit itself is allowed."""
+    assert decode({**CLICK, field: value}, max_id_bytes=256) is not None
+    assert reason({**CLICK, field: value}, max_id_bytes=255) == DeadReason.ID_TOO_LONG
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -73,6 +81,7 @@ def test_ids_may_be_integers_and_any_text() -> None:
         ({"timestamp_ms": "yesterday"}, DeadReason.BAD_TIMESTAMP),
         ({"timestamp_ms": ""}, DeadReason.BAD_TIMESTAMP),
         ({"timestamp_ms": -1}, DeadReason.BAD_TIMESTAMP),
+        ({"timestamp_ms": -0.0001}, DeadReason.BAD_TIMESTAMP),
         ({"timestamp_ms": "1969-12-31T23:59:59Z"}, DeadReason.BAD_TIMESTAMP),
         ({"timestamp_ms": MAX_TIMESTAMP_MS}, DeadReason.BAD_TIMESTAMP),
         ({"timestamp_ms": 10**400}, DeadReason.BAD_TIMESTAMP),
@@ -116,6 +125,7 @@ def test_an_absent_id_is_missing(missing: str) -> None:
         (b'{"user_id": ' + b"9" * 5000 + b', "item_id": "i"}', DeadReason.BAD_USER),
         (b'{"user_id": "u", "item_id": -1e999}', DeadReason.BAD_ITEM),
         (b'{"user_id": "u", "item_id": "i", "timestamp_ms": 1e999}', DeadReason.BAD_TIMESTAMP),
+        (b'{"user_id": "u", "item_id": "i", "timestamp_ms": -1e999}', DeadReason.BAD_TIMESTAMP),
         (b'{"user_id": "u", "item_id": "i", "event_id": 1e999}', DeadReason.BAD_FIELD),
     ],
     ids=lambda value: str(value)[:40],
@@ -189,6 +199,8 @@ def test_a_record_of_a_megabyte_is_an_event() -> None:
         ("auto", 1_600_000_000_123, 1_600_000_000_123),
         ("auto", 1_600_000_000_123.4, 1_600_000_000_123),
         ("auto", 1_600_000_000_123_999, 1_600_000_000_123),
+        ("auto", 99_999_999_999_999, None),
+        ("auto", 100_000_000_000_000, 100_000_000_000),
         ("auto", 0, 0),
         ("auto", 99_999_999_999, None),
         ("auto", 100_000_000_000, 100_000_000_000),
@@ -225,6 +237,20 @@ def test_timestamps_are_read_in_their_unit(unit: str, value: Any, expected: int 
         assert event.timestamp_ms == expected
 
 
+def test_a_text_without_a_zone_is_utc_whatever_the_machines_zone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same record is the same event on every machine."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        event = decode({**CLICK, "timestamp_ms": "2020-09-13T12:26:40"})
+    time.tzset()
+
+    assert event is not None
+    assert event.timestamp_ms == 1_600_000_000_000
+
+
 @pytest.mark.parametrize("fields", [{"timestamp": None}, {"timestamp": "nowhere"}, {}])
 def test_an_event_without_a_time_takes_its_records(fields: dict[str, Any]) -> None:
     """No path, nothing at the path, or null there: the record's own timestamp counts."""
@@ -248,6 +274,11 @@ def test_the_future_is_measured_from_the_records_timestamp() -> None:
         reason({**CLICK, "timestamp_ms": RECORD_MS + 2001}, max_future_s=2.0)
         == DeadReason.FUTURE_TIMESTAMP
     )
+
+
+def test_a_record_of_the_first_millisecond_has_a_timestamp() -> None:
+    """0 is a time, 1970: what lies ahead of it by more than the setting is of the future."""
+    assert reason(CLICK, record_ms=0) == DeadReason.FUTURE_TIMESTAMP
 
 
 def test_only_accepted_event_types_count() -> None:
