@@ -29,7 +29,7 @@ from pipeline.worker.served_model import ModelHolder, ServedModel, prepare
 from pipeline.worker.users import Users
 from pipeline.worker.wire import Recommendation
 from state.memory import MemoryStore
-from state.row import ring_items
+from state.row import EVENT_IDS, ring_items
 from tests.devices import DEVICES, capture_on
 from tests.releases import release_of
 
@@ -409,6 +409,30 @@ def test_a_state_that_does_not_move_with_its_items_is_none(tmp_path: Path) -> No
     world.settle()
     _, hidden = world.rows()[0, b"user"]
     np.testing.assert_allclose(hidden, state_of(model, items), atol=STATE_TOLERANCE)
+
+
+@hypothesis.given(
+    event_ids=st.lists(st.integers(0, 12), min_size=1, max_size=40), size=st.integers(1, 40)
+)
+@hypothesis.example(event_ids=[*range(1, EVENT_IDS + 1), 1], size=3)
+@hypothesis.example(event_ids=[*range(1, EVENT_IDS + 2), 1], size=3)
+@hypothesis.example(event_ids=[*range(1, EVENT_IDS + 2), 2], size=3)
+@hypothesis.example(event_ids=[*range(1, EVENT_IDS + 2), EVENT_IDS - 2], size=3)
+def test_an_id_is_known_as_long_as_it_is_among_the_last_ones(
+    event_ids: list[int], size: int
+) -> None:
+    """Whatever the batches, and over restarts: the row remembers ids in the order of its events."""
+    world = World(None)
+    for event_id in event_ids:
+        world.produce(0, "user", "item-0", f"id-{event_id}" if event_id else None)
+
+    for start in range(0, len(event_ids), size):
+        world.process(0, start, start + size)
+        world.settle()
+        world.start()
+
+    head, _ = world.rows()[0, b"user"]
+    assert head["event_count"] == len(oracle(world.log[0], len(event_ids))[b"user"])
 
 
 @pytest.mark.parametrize("graphs", [False, True])
