@@ -21,22 +21,27 @@ class UserRecord:
     headers: tuple[()] = ()
 
 
-RECORDS = st.tuples(st.sampled_from([b"anna", b"bert"]), st.integers(0, 3), st.integers(-1, 3))
+RECORDS = st.tuples(
+    st.sampled_from([b"anna", b"bert"]),
+    st.integers(0, 3),  # its partition
+    st.integers(-1, 3),  # its timestamp
+    st.integers(0, 3),  # up to when the user is forgotten
+)
 
 
 @given(st.lists(RECORDS, max_size=20))
-def test_the_newest_record_of_a_user_rules(drawn: list[tuple[bytes, int, int]]) -> None:
+def test_the_newest_record_of_a_user_rules(drawn: list[tuple[bytes, int, int, int]]) -> None:
     """By its timestamp, whatever the partition; of equal ones the later in the reading."""
     commands = [
         (
             UserRecord(partition=partition, offset=number, timestamp=timestamp, key=key),
-            UserCommand(forget_before_ms=number, blocked_items=(number,)),
+            UserCommand(forget_before_ms=before_ms, blocked_items=(number,)),
         )
-        for number, (key, partition, timestamp) in enumerate(drawn)
+        for number, (key, partition, timestamp, before_ms) in enumerate(drawn)
     ]
     expected = {
-        key: max((at, number) for number, (other, _, at) in enumerate(drawn) if other == key)[1]
-        for key, _, _ in drawn
+        key: max((at, number) for number, (other, _, at, _) in enumerate(drawn) if other == key)[1]
+        for key, *_ in drawn
     }
 
     newest = newest_commands(commands)
@@ -47,6 +52,5 @@ def test_the_newest_record_of_a_user_rules(drawn: list[tuple[bytes, int, int]]) 
     }
     # What one of them says is forgotten stays so.
     assert {key: command.forget_before_ms for key, (_, command) in newest.items()} == {
-        key: max(number for number, (other, _, _) in enumerate(drawn) if other == key)
-        for key in expected
+        key: max(before_ms for other, _, _, before_ms in drawn if other == key) for key in expected
     }

@@ -1,11 +1,12 @@
 """`lrurec users`: arguments that no command can be made of, and what is read from a topic."""
 
+import msgspec
 import pytest
 
 from pipeline.commands.users import Command, run
 from pipeline.errors import SettingsInvalid
 from pipeline.settings import parse_command
-from pipeline.user_commands import UserCommand, decode_user_command
+from pipeline.user_commands import MAX_BLOCKED_ITEMS, UserCommand, decode_user_command
 from pipeline.users import check_id, format_time, parse_time_ms
 
 NOW_MS = 1_767_225_600_000  # 2026-01-01
@@ -68,6 +69,17 @@ def test_a_command_to_forget_in_milliseconds_is_one(time: int) -> None:
     command = decode_user_command(b"u", b'{"forget_before_ms":%d}' % time)
 
     assert command == UserCommand(forget_before_ms=time)
+
+
+def test_a_user_has_so_many_blocked_items_and_no_more() -> None:
+    """Each of them costs time at every list of the user."""
+    full = list(range(MAX_BLOCKED_ITEMS))
+
+    command = decode_user_command(b"u", msgspec.json.encode({"blocked_items": full}))
+
+    assert len(command.blocked_ids) == MAX_BLOCKED_ITEMS
+    with pytest.raises(ValueError, match="blocked_items"):
+        decode_user_command(b"u", msgspec.json.encode({"blocked_items": [*full, "one more"]}))
 
 
 def test_any_timestamp_of_a_record_can_be_shown() -> None:
