@@ -180,3 +180,55 @@ def test_a_setting_that_a_cluster_does_not_tell_is_left_out() -> None:
         found[name] = replace(one, config={"cleanup.policy": one.config["cleanup.policy"]})
 
     assert differences(found) == []
+
+
+def test_copies_that_are_not_known_are_not_called_too_few() -> None:
+    """A cluster need not tell how many there are."""
+    found = found_topics(4)
+    found[CHANGELOG] = replace(found[CHANGELOG], replicas=0)
+
+    assert differences(found) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        ("interactions", "compact"),
+        ("interactions", "compact,delete"),
+        ("dead_letters", "compact"),
+        ("changelog", "delete"),
+        ("changelog", "compact, delete"),
+        ("models", "delete"),
+        ("items", "delete"),
+        ("users", "compact,delete"),
+    ],
+)
+def test_a_policy_that_loses_what_a_topic_is_for_is_refused(kind: str, policy: str) -> None:
+    """Compaction would swallow clicks and letters, age would states, releases and commands."""
+    difference = difference_of(kind, **{"cleanup.policy": policy})
+
+    assert (difference.fact, difference.got, difference.fatal) == ("cleanup.policy", policy, True)
+
+
+@pytest.mark.parametrize("policy", ["compact", "delete"])
+def test_recommendations_may_be_kept_either_way(policy: str) -> None:
+    """Another way than ours is odd, no more; another order and blanks are not even that."""
+    assert not difference_of("recommendations", **{"cleanup.policy": policy}).fatal
+
+    found = found_topics(4)
+    config = {**found[NAMES.recommendations].config, "cleanup.policy": "delete, compact"}
+    found[NAMES.recommendations] = replace(found[NAMES.recommendations], config=config)
+    assert differences(found) == []
+
+
+def test_what_keeps_a_worker_from_starting_comes_first() -> None:
+    """Whichever topic it is of: the first one is what an operator is told."""
+    found = found_topics(4)
+    altered = {**found[NAMES.interactions].config, "retention.ms": "60000"}
+    found[NAMES.interactions] = replace(found[NAMES.interactions], config=altered)
+    del found[CHANGELOG]
+
+    assert [difference.topic for difference in differences(found)] == [
+        CHANGELOG,
+        NAMES.interactions,
+    ]
