@@ -95,6 +95,24 @@ def test_a_bad_name_changes_nothing_else(
     assert all(LEAST <= number <= MOST for record in found for number in record[:2])
 
 
+@given(batches=st.lists(st.lists(RECORDS, max_size=2), min_size=1, max_size=4))
+def test_a_bad_name_brings_the_records_of_its_own_batch(batches: list[list[Written]]) -> None:
+    """One fetch holds many batches, and any of them may have such a name."""
+    bad, text = (Written(headers=[(name, b"of the first")]) for name in (b"\xff", rb"\xff"))
+
+    def fetched(first: Written) -> bytes:
+        return b"".join(
+            batch([first, *records], 10 * number, (0, 0), 0)
+            for number, records in enumerate(batches)
+        )
+
+    tolerant, plain = _TolerantRecords(fetched(bad)), MemoryRecords(fetched(text))
+
+    for _ in batches:
+        assert read(tolerant) == read(plain)
+    assert not tolerant.has_next()
+
+
 @given(
     records=st.lists(st.tuples(BYTES, BYTES), min_size=1, max_size=4),
     magic=st.integers(0, 1),
