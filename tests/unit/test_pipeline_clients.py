@@ -1,6 +1,7 @@
 """How the names of brokers reach those who connect to them."""
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from faust.transport.drivers.aiokafka import server_list
 from kafka.cluster import get_ip_port_afi
 from yarl import URL
 
-from pipeline.cluster.clients import bootstrap_servers, wait_for_kafka
+from pipeline.cluster.clients import aiokafka_options, bootstrap_servers, wait_for_kafka
 from pipeline.settings import KafkaSettings
 
 
@@ -35,6 +36,27 @@ def test_only_servers_that_take_a_connection_are_asked() -> None:
         kafka = KafkaSettings(bootstrap_servers=f"{good[0]},127.0.0.1:9, {good[1]}")
 
         assert bootstrap_servers(wait_for_kafka(kafka)) == good
+
+
+@pytest.mark.parametrize(
+    ("text", "password"),
+    [("se cret", "se cret"), ("secret\n", "secret"), ("secret\r\n", "secret"), (" \n\n", " \n")],
+    ids=["no line end", "one", "one of Windows", "all but one are its own"],
+)
+def test_the_line_end_of_a_password_file_is_no_part_of_it(
+    tmp_path: Path, text: str, password: str
+) -> None:
+    """Editors end the last line; blanks may be meant."""
+    file = tmp_path / "password"
+    file.write_text(text, newline="")
+    kafka = KafkaSettings(
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        username="worker",
+        password_file=file,
+    )
+
+    assert aiokafka_options(kafka)["sasl_plain_password"] == password
 
 
 def test_the_libraries_understand_an_address_in_brackets() -> None:
