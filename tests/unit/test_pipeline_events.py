@@ -171,7 +171,8 @@ def test_depth_does_not_crash_and_does_not_take_long(bomb: bytes) -> None:
 def test_the_limit_of_depth_does_not_depend_on_the_caller() -> None:
     """A record just within the limit is an event also from deep inside a program."""
     depth = MAX_DEPTH - 1
-    value = json.dumps(CLICK).encode()[:-1] + b', "x": ' + b"[" * depth + b"]" * depth + b"}"
+    value = json.dumps(CLICK).encode()[:-1] + b', "x": ' + b"[" * depth + b"]" * depth
+    value += b', "beside": [1]}'
 
     def deep(frames: int) -> Event | None:
         return decode(value) if frames == 0 else deep(frames - 1)
@@ -264,7 +265,8 @@ def test_a_record_may_have_no_timestamp_of_its_own() -> None:
     later = {**CLICK, "timestamp_ms": MAX_TIMESTAMP_MS - 1}
 
     assert decode(later, record_ms=-1) == Event(b"u", "i", MAX_TIMESTAMP_MS - 1, None)
-    assert reason(CLICK, record_ms=-1, timestamp=None) == DeadReason.BAD_TIMESTAMP
+    for record_ms in (-1, MAX_TIMESTAMP_MS):
+        assert reason(CLICK, record_ms=record_ms, timestamp=None) == DeadReason.BAD_TIMESTAMP
 
 
 def test_the_future_is_measured_from_the_records_timestamp() -> None:
