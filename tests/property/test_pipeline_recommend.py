@@ -320,6 +320,31 @@ def test_lists_are_what_a_full_scan_would_rank(
         assert made.model_version == 1
 
 
+@hypothesis.given(items=st.lists(st.sampled_from(ITEMS), min_size=1, max_size=8))
+def test_after_a_swap_a_list_is_made_of_what_the_row_remembers(
+    releases: list[ServedModel], items: list[str]
+) -> None:
+    """An event that moves nothing is answered by a scan of the ring with the new weights."""
+    world, model = World(releases[0]), releases[1]
+    for item in (*items, "unheard-3"):
+        world.produce(0, "user", item)
+    world.process(0, 0, len(items))
+    world.holder.offer(model)
+
+    [result] = world.process(0, len(items), len(items) + 1)
+
+    outputs = model.cold_start[None]
+    if known := [index for item in items[-RING:] if (index := model.index_of.get(item, 0))]:
+        _, outputs = model.serving.advance(
+            model.serving.init_state(1), torch.tensor(known), torch.tensor([len(known)])
+        )
+    best = torch.topk(model.serving.scores(outputs[-1:])[0, 1:].cpu(), K).values
+    made = msgspec.json.decode(result.outputs[0][1], type=Recommendation)
+    np.testing.assert_allclose([item.score for item in made.items], best, atol=1e-5)
+    assert made.source == ("model" if known else "cold_start")
+    assert made.model_version == 2
+
+
 def test_an_unavailable_item_is_left_out_and_k_is_filled(releases: list[ServedModel]) -> None:
     """The catalogue's word counts from the next batch on, and lists stay full."""
     world = World(releases[0])
