@@ -9,6 +9,7 @@ import torch
 
 from models.release import Release
 from models.vocabulary import item_hash
+from pipeline.engine.chunks import Chunk
 from pipeline.settings import RecommendSettings, Settings
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.popularity import Popularity
@@ -147,6 +148,65 @@ def test_seen_items_stay_out_of_the_answer_to_a_repeated_event(tmp_path: Path) -
     made = newest_list(world)
     assert made.history_length == RING
     assert {item.item_id for item in made.items} == set(ITEMS[RING:])
+
+
+# --- rows of two copies
+
+
+def test_a_row_is_newer_if_it_is_whole_and_further_or_the_other_is_damaged(tmp_path: Path) -> None:
+    """An equal one is not: nothing is to be written for it."""
+    processor = StreamWorld(tmp_path, SETTINGS, [small_release(tmp_path)]).processor
+    layout = processor._hot.layout
+    heads = layout.new_heads(2)
+    heads["offset"] = [4, 5]
+    older, newer = layout.encode(heads, np.zeros((2, layout.blocks, layout.channels), np.complex64))
+    damaged = newer[:-1] + bytes([newer[-1] ^ 1])
+
+    rows, than = zip(
+        (newer, older),
+        (older, newer),
+        (newer, newer),
+        (damaged, older),
+        (older, damaged),
+        (damaged, damaged),
+        strict=True,
+    )
+
+    assert processor.newer(rows, than) == [True, False, False, False, True, False]
+
+
+# --- what is counted
+
+
+def test_repeats_are_counted_and_times_are_in_seconds(tmp_path: Path) -> None:
+    """The newest event's time, and how long after its record a list left."""
+    world = StreamWorld(tmp_path, SETTINGS, [small_release(tmp_path)])
+    for event_id in ("first", "second", "first"):
+        world.click("user", "item-1", event_id=event_id)
+    records = world.topics.records[world.names.interactions, 0]
+    results = world.processor.process([(0, Chunk(records, 0, 3))])
+
+    world.processor.sent(results, 6.0)
+
+    assert world.metrics.events["applied"]._value.get() == 2
+    assert world.metrics.events["duplicate"]._value.get() == 1
+    assert world.metrics.last_event_timestamp._value.get() == 1001  # as written
+    [family] = world.metrics.event_to_recommendation.collect()
+    [sum_s] = [sample.value for sample in family.samples if sample.name.endswith("_sum")]
+    assert sum_s == pytest.approx(1.0 + 0.999 + 0.998)  # records are of 5 s and a little more
+
+
+# --- what came late
+
+
+def test_an_event_is_late_if_it_happened_before_the_one_before_it(tmp_path: Path) -> None:
+    """At the same moment is in time; another user's events play no part."""
+    world = StreamWorld(tmp_path, SETTINGS, [small_release(tmp_path)])
+    for user, time_ms in (("one", 2000), ("one", 2000), ("one", 1999), ("one", 2001), ("two", 5)):
+        world.click(user, "item-1", timestamp_ms=time_ms)
+        world.run()
+
+    assert world.metrics.late_events._value.get() == 1
 
 
 # --- what is popular
