@@ -247,6 +247,18 @@ def test_items_without_bounds_are_not_rounded(wrong: str, number: float) -> None
     assert RoundedItems.of(weight, bias) is None
 
 
+def test_one_item_far_above_proves_nothing_of_the_others() -> None:
+    """Items that bfloat16 cannot tell apart are found by every score, all but the first of them."""
+    weight = 1 + torch.randperm(900, generator=torch.Generator().manual_seed(0))[:, None] / 2**20
+    weight[1] = 100
+    rounded = RoundedItems.of(weight, torch.zeros(900))
+    assert rounded is not None
+
+    scores, _ = rounded.top_k(torch.ones(1, 1), 3, None, None)
+
+    assert torch.equal(scores[0], weight[1:, 0].topk(3).values)
+
+
 def test_arguments_are_checked_as_by_the_plain_form() -> None:
     """No k below 1, no excluded item that the vocabulary has not."""
     rounded = RoundedItems.of(torch.zeros(900, 8), torch.zeros(900))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models import top_k as module
 from models.top_k import BLOCK_ITEMS, top_k
 
 
@@ -43,6 +44,23 @@ def test_no_place_in_the_catalogue_is_overlooked() -> None:
     _, items = top_k(weight[1:], weight, torch.zeros(2100), 3, None, None)
 
     assert items[:, 0].tolist() == list(range(1, 2100))
+
+
+@pytest.mark.parametrize("v", range(3, 15))
+def test_no_place_in_a_block_is_overlooked_or_struck_for_another(
+    monkeypatch: pytest.MonkeyPatch, v: int
+) -> None:
+    """First and last places of blocks, also of a block of one: only the excluded item is out."""
+    monkeypatch.setattr(module, "BLOCK_ITEMS", 4)
+    torch.manual_seed(0)
+    weight = torch.nn.functional.normalize(torch.randn(v, 8))
+    best = torch.arange(1, v)
+    for excluded in (best % (v - 1) + 1, (best - 2) % (v - 1) + 1):  # the next item, the one before
+        _, items = top_k(weight[1:], weight, torch.zeros(v), v - 1, excluded[:, None], None)
+
+        assert items[:, 0].tolist() == best.tolist()
+        assert not (items == excluded[:, None]).any()
+        assert ((items > 0).sum(1) == v - 2).all()
 
 
 def test_k_must_be_at_least_one() -> None:
