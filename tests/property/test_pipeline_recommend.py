@@ -316,7 +316,7 @@ def test_lists_are_what_a_full_scan_would_rank(
         np.testing.assert_allclose(made_scores, scores[listed], atol=1e-5)
         assert made.source == ("model" if known else "cold_start")
         assert made.history_length == len(items)
-        assert made.event.offset == len(items) - 1
+        assert made.event.offset == result.newest_offset == len(items) - 1
         assert made.model_version == 1
 
 

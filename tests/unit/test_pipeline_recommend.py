@@ -129,6 +129,26 @@ def test_the_list_of_new_users_follows_the_catalogue(tmp_path: Path) -> None:
     assert hits == [1, 1]
 
 
+def test_the_list_of_new_users_follows_the_release(tmp_path: Path) -> None:
+    """After a swap a new user's first event is held against the new release's list."""
+    releases = [small_release(tmp_path)]
+    releases.append(random_release(tmp_path, ITEMS, version=2, max_length=RING))
+    lists = []
+    for model in map(served, releases):
+        _, best = model.serving.top_k(model.cold_start[None], K, None, None)
+        lists.append({ITEMS[item - 1] for item in best[0].tolist()})
+    assert lists[0] != lists[1], "the case is pointless where both recommend the same"
+    world = StreamWorld(tmp_path, SETTINGS, releases[:1])
+    for number, listed in enumerate(lists):
+        if number:
+            world.announce(releases[number])
+        for item in sorted(listed):
+            world.click(f"{number} {item}", item)
+        world.run(K)
+
+        assert world.metrics.prequential_hits["model"]._value.get() == (number + 1) * K
+
+
 # --- what was seen
 
 
