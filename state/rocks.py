@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import cast
 
 from rocksdict import (
+    AccessType,
     BlockBasedOptions,
     Cache,
     DBCompressionType,
@@ -46,6 +47,8 @@ _MARK_KEY = b"\x00mark"
 _ROW_PREFIX = b"\x01"
 _POSITION = struct.Struct("<Bq")  # format version, position
 _POSITION_VERSION = 1
+# Counts up with each new log and each change of the tables; costs less than a look at the files.
+_GENERATION = "rocksdb.current-super-version-number"
 _ARENA_BLOCK_BYTES = 64 * 1024  # of memory for rows, taken at once
 _SCAN_ROWS = 512  # a time, because an iterator that is alive keeps the files open after close
 
@@ -120,6 +123,10 @@ class RocksStore:
         complaint = floor.complaint()
         if complaint is not None:
             raise _damaged(path, complaint)
+        lost = floor.lost_logs()
+        if lost and max(lost) >= (needed := _first_log_needed(path, options)):
+            names = ", ".join(name for number, name in sorted(lost.items()) if number >= needed)
+            raise _damaged(path, f"expected rows in {names}, got none, though a later log has some")
         with _border(path):
             # Without column_families, rocksdict would prefer the options of the last open,
             # with a block cache of their own.
@@ -212,7 +219,8 @@ class RocksStore:
                     database.flush()
                     self._unlogged.discard(partition)
                 database.write(batch)
-        self._floors[partition].note()
+            generation = cast("int", database.property_int_value(_GENERATION))
+        self._floors[partition].note(generation)
 
     def mark(self, partition: int) -> bytes | None:
         """Return the caller's own note about the partition, None if there is none."""
@@ -344,6 +352,18 @@ class RocksStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _first_log_needed(path: Path, options: Options) -> int:
+    """Return the number of the first write-ahead log that the MANIFEST says may not be missing."""
+    read_only = AccessType.read_only(False)
+    with (
+        _border(path),
+        Rdict(
+            str(path), options, column_families={"default": options}, access_type=read_only
+        ) as database,
+    ):
+        return cast("int", database.property_int_value("rocksdb.min-log-number-to-keep"))
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The store on disk under kill -9, and with two processes: always with real ones."""
 
+import os
 import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,3 +181,54 @@ def test_a_manifest_cut_after_a_crash_is_not_taken_for_a_younger_one(tmp_path: P
     assert told is not None
     assert intact.position(0) in (told, told + 1)
     intact.close_all()
+
+
+def rows_and_position(folder: Path) -> tuple[dict[bytes, bytes], int | None]:
+    """What a store finds there.
+
+    Raises:
+        StateCorrupt: It does not open.
+    """
+    store = RocksStore(folder, SMALL)
+    try:
+        store.open(0)
+        return dict(store.scan(0)), store.position(0)
+    finally:
+        store.close_all()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda log: os.truncate(log, 0), os.remove], ids=["empty", "gone"]
+)
+def test_a_log_that_was_lost_is_not_read_over(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """A partition is refused where rows below its position are gone, and after no mere kill."""
+    moments = random.Random(20260104)
+    missed, kills = 0, 0
+    while missed < 3:
+        kills += 1
+        assert kills < 100, "no kill left rows in two logs that were needed"
+        write_and_kill(
+            tmp_path / "states", batches=moments.randint(1, 60), then_s=moments.random() / 10
+        )
+        logs = (tmp_path / "states" / "partition-0").glob("*.log")
+        used = sorted(log.name for log in logs if log.stat().st_size)
+        for log in used[:-1]:
+            for name in ("damaged", "unguarded"):
+                shutil.copytree(tmp_path / "states", tmp_path / name)
+                damage(tmp_path / name / "partition-0" / log)
+            (tmp_path / "unguarded" / "partition-0" / "manifest-floor").unlink()
+
+            rows, position = rows_and_position(tmp_path / "unguarded")
+            if rows == rows_at(position):  # RocksDB was about to drop it
+                assert rows_and_position(tmp_path / "damaged") == (rows, position)
+            else:
+                missed += 1
+                with pytest.raises(StateCorrupt, match=rf"partition-0: .* rows in {log}, got none"):
+                    rows_and_position(tmp_path / "damaged")
+            shutil.rmtree(tmp_path / "damaged")
+            shutil.rmtree(tmp_path / "unguarded")
+
+        rows, position = rows_and_position(tmp_path / "states")
+        assert rows == rows_at(position)

@@ -203,6 +203,27 @@ def test_a_note_that_says_nothing_hinders_nothing(
     assert store.position(0) == 11
 
 
+def test_a_log_that_rocksdb_dropped_since_it_was_noted_is_not_missed(
+    store: RocksStore, folder: Path, tmp_path: Path
+) -> None:
+    """A kill may come between that and the next note: the MANIFEST tells which logs it needs."""
+    fill(store)
+    store.open(0)
+    store.write(0, [(b"user", b"row")], 12)
+    copy = tmp_path / "copy"  # what is on disk after a kill
+    shutil.copytree(folder, copy)
+    note = copy / "partition-0" / "manifest-floor"
+    manifest, size, *logs = note.read_text().split()
+    note.write_text(" ".join([manifest, size, "000004.log", *logs]))
+
+    after_the_kill = RocksStore(copy, SMALL)
+    after_the_kill.open(0)
+
+    assert logs
+    assert after_the_kill.position(0) == 12
+    after_the_kill.close_all()
+
+
 def test_a_file_that_does_not_belong_there_is_left_alone(store: RocksStore, folder: Path) -> None:
     """Foreign files neither hinder nor hide what was written."""
     fill(store)
