@@ -51,6 +51,9 @@ _POSITION_VERSION = 1
 _GENERATION = "rocksdb.current-super-version-number"
 _ARENA_BLOCK_BYTES = 64 * 1024  # of memory for rows, taken at once
 _SCAN_ROWS = 512  # a time, because an iterator that is alive keeps the files open after close
+# Said of what is no damage: by rocksdict of its own files, and by RocksDB of CURRENT.
+_REFUSALS = ("(os error ", "Permission denied")
+_SEE_TO = "see to the rights of this user there and to room on the disk, then start again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ class RocksStore:
 
     Raises:
         StoreLocked: Another process, or another store of this one, holds the folder.
-        StateError: The folder cannot be made.
+        StateError: The folder cannot be made or written.
     """
 
     def __init__(self, path: Path, options: RocksOptions | None = None) -> None:
@@ -162,14 +165,19 @@ class RocksStore:
                 stack.callback(self.close, partition)
 
     def destroy(self, partition: int) -> None:
-        """Close a partition, open or not, and remove all of it, the position too."""
+        """Close a partition, open or not, and remove all of it, the position too.
+
+        Raises:
+            StateError: The operating system refuses.
+        """
         self.close(partition)
         self._hold_folder()
         path = self._folder(partition)
-        if path.exists():
-            # Removed under another name, so that half a database is never taken for a whole one.
-            removed = path.rename(path.with_suffix(".removed"))
-            shutil.rmtree(removed)
+        with _border(path):
+            if path.exists():
+                # Under another name first: half a database is never taken for a whole one.
+                removed = path.rename(path.with_suffix(".removed"))
+                shutil.rmtree(removed)
 
     def partitions(self) -> set[int]:
         """Return the partitions that are open."""
@@ -329,14 +337,24 @@ class RocksStore:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._take(lock)
+                for removed in self._path.glob("partition-*.removed"):
+                    with _border(removed):
+                        shutil.rmtree(removed)
+            except BaseException:
+                os.close(lock)
+                raise
         except OSError as exc:
-            msg = f"{self._path}: expected a folder to keep states in, got {exc}"
+            msg = f"{self._path}: expected a folder to keep states in, got {exc}; {_SEE_TO}"
             raise StateError(msg) from exc
+        self._lock = lock
+
+    def _take(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
-            os.close(lock)
             msg = (
                 f"{self._path} is in use by process {holder}: stop that process, or give this "
                 f"one a folder of its own"
@@ -344,9 +362,6 @@ class RocksStore:
             raise StoreLocked(msg) from exc
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
-        self._lock = lock
-        for removed in self._path.glob("partition-*.removed"):
-            shutil.rmtree(removed)
 
     def _release_folder(self) -> None:
         if self._lock is not None:
@@ -372,14 +387,16 @@ def _border(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        if type(exc) is not Exception:  # rocksdict raises just that for all that RocksDB says
+        # rocksdict raises just Exception for all that RocksDB says, and an OSError of its own files
+        if type(exc) is not Exception and not isinstance(exc, OSError):
             raise
         said = " ".join(str(exc).split())
         if "lock hold" in said or "lock file" in said:
             msg = f"{path} is in use by another program: stop it first ({said})"
             raise StoreLocked(msg) from exc
-        if said.startswith("IO error") and "No such file" not in said:
-            msg = f"{path}: the operating system refuses: {said}"
+        is_refusal = isinstance(exc, OSError) or any(words in said for words in _REFUSALS)
+        if is_refusal or (said.startswith("IO error") and "No such file" not in said):
+            msg = f"{path}: the operating system refuses: {said}; {_SEE_TO}"
             raise StateError(msg) from exc
         raise _damaged(path, said) from exc
 

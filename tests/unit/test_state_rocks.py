@@ -1,7 +1,6 @@
 """The store on disk: the contract, its lock, its bounds, and damage done to its files by hand."""
 
 import os
-import resource
 import shutil
 import struct
 import time
@@ -14,6 +13,7 @@ from rocksdict import AccessType, Options, Rdict
 from state.errors import StateCorrupt, StateError, StateFormatUnknown, StoreLocked
 from state.rocks import RocksOptions, RocksStore
 from state.store import StateStore
+from tests.refusals import file_size_limit, no_more_than_the_rights_of_files
 from tests.store_contract import StoreContract
 
 SMALL = RocksOptions(write_buffer_bytes=2**20, block_cache_bytes=2**20)
@@ -267,13 +267,11 @@ def test_a_full_disk_is_no_corruption(store: RocksStore, folder: Path) -> None:
     """What the operating system refuses is said as such, and rows keep to their position."""
     store.open(0)
     store.write(0, [(b"a", b"before")], 1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
-    try:
-        with pytest.raises(StateError, match=r"partition-0: the operating system refuses") as info:
-            store.write(0, [(user, user * 80) for user in USERS], 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        file_size_limit(2**16),
+        pytest.raises(StateError, match=r"partition-0: the operating system refuses") as info,
+    ):
+        store.write(0, [(user, user * 80) for user in USERS], 2)
     assert not isinstance(info.value, StateCorrupt)
 
     with pytest.raises(StateError, match=r"partition-0: the operating system refuses"):
@@ -283,6 +281,78 @@ def test_a_full_disk_is_no_corruption(store: RocksStore, folder: Path) -> None:
     assert store.position(0) == 1
     assert list(store.scan(0)) == [(b"a", b"before")]
     store.close_all()
+
+
+@pytest.mark.parametrize("room", [0, 20, 100, 200, 4000])
+def test_a_full_disk_at_the_first_open_is_no_corruption(store: RocksStore, room: int) -> None:
+    """Whichever file of a new partition cannot be written; with room it opens, empty."""
+    with (
+        file_size_limit(room),
+        pytest.raises(StateError, match=r"partition-0: the operating system refuses: .*see to"),
+    ):
+        store.open(0)
+
+    store.open(0)
+    assert store.position(0) is None
+
+
+def test_a_full_disk_at_the_start_is_told(folder: Path) -> None:
+    """Not even the process id finds room; with room the folder is free."""
+    with (
+        file_size_limit(0),
+        pytest.raises(StateError, match=r"states: expected a folder .*; see to .* room on the"),
+    ):
+        RocksStore(folder)
+
+    RocksStore(folder).close_all()
+
+
+@pytest.mark.parametrize("name", ["CURRENT", "IDENTITY", "rocksdict-config.json"])
+def test_a_file_that_may_not_be_opened_is_no_damage(
+    store: RocksStore, folder: Path, name: str
+) -> None:
+    """As after a backup that another user restored: nobody is told to remove the folder."""
+    fill(store)
+    (folder / "partition-0" / name).chmod(0)
+
+    with (
+        no_more_than_the_rights_of_files(),
+        pytest.raises(StateError, match=r"0: the operating .* Permission denied.*; see to") as info,
+    ):
+        store.open(0)
+    assert not isinstance(info.value, StateCorrupt)
+
+    (folder / "partition-0" / name).chmod(0o644)
+    store.open(0)
+    assert store.position(0) == 11
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(store: RocksStore, folder: Path) -> None:
+    """Of a file that is rocksdict's own, too."""
+    fill(store)
+    (folder / "partition-0" / "rocksdict-config.json").unlink()
+    (folder / "partition-0" / "rocksdict-config.json").mkdir()
+
+    with pytest.raises(StateError, match=r"partition-0: the operating system refuses: Is a dir"):
+        store.open(0)
+
+
+def test_what_cannot_be_removed_is_told(store: RocksStore, folder: Path) -> None:
+    """Neither a partition nor what a crash left of one ends in a traceback."""
+    fill(store)
+    left = folder / "partition-0.removed"
+    (folder / "partition-0").chmod(0o500)
+
+    with no_more_than_the_rights_of_files():
+        with pytest.raises(StateError, match=r"partition-0: the operating system refuses"):
+            store.destroy(0)
+        store.close_all()
+        with pytest.raises(StateError, match=r"partition-0.removed: the operating system refuses"):
+            RocksStore(folder)
+
+    left.chmod(0o700)
+    RocksStore(folder).close_all()
+    assert not left.exists()
 
 
 def test_a_folder_has_one_holder(store: RocksStore, folder: Path) -> None:
