@@ -12,6 +12,7 @@ import msgspec
 from pipeline.cluster.topics import may_be_same, topic_id
 from pipeline.errors import TopicMismatch
 from pipeline.settings import Settings
+from state.errors import StateError
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,7 @@ def claim_data_folder(settings: Settings) -> None:
 
     Raises:
         BrokerUnavailable: No answer from Kafka.
+        StateError: The folder cannot be read or written.
         TopicMismatch: The folder belongs to another topic or application.
     """
     name, folder = settings.topics.interactions, settings.worker.data_dir
@@ -34,11 +36,17 @@ def claim_data_folder(settings: Settings) -> None:
     owner = Owner(app_id=settings.worker.app_id, topic=name, topic_id=found_id)
     path = folder / "owner.json"
     try:
+        if not path.exists():
+            _write(path, msgspec.json.encode(owner))
+            return
         found = msgspec.json.decode(path.read_bytes(), type=Owner)
-    except FileNotFoundError:
-        _write(path, msgspec.json.encode(owner))
-        return
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        msg = (
+            f"{path}: expected to read or note what the folder belongs to, got {error}; see to the "
+            f"rights of this user there and to room on the disk, then start again"
+        )
+        raise StateError(msg) from error
+    except ValueError as error:
         msg = f"{path}: expected what the folder belongs to, got {error}; remove the folder"
         raise TopicMismatch(msg) from error
     # The name too: of an older cluster, without ids, it is all that tells topics apart.

@@ -29,8 +29,7 @@ def lock_folder(folder: Path, wait_s: float) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "processes.lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        msg = f"{folder}: expected a folder to keep states in, got {error}"
-        raise StateError(msg) from error
+        raise _refused(folder, error) from error
     try:
         deadline_s = time.monotonic() + wait_s
         told = False
@@ -46,11 +45,21 @@ def lock_folder(folder: Path, wait_s: float) -> Iterator[int]:
                 _log.info("waiting for the processes of an earlier supervisor to end")
                 told = True
             time.sleep(POLL_S)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise _refused(folder, error) from error
         yield lock
     finally:
         os.close(lock)
+
+
+def _refused(folder: Path, error: OSError) -> StateError:
+    return StateError(
+        f"{folder}: expected a folder to keep states in, got {error}; see to the rights of this "
+        f"user there and to room on the disk, then start again"
+    )
 
 
 def _try_lock(descriptor: int) -> bool:

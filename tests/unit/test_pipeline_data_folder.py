@@ -9,6 +9,8 @@ from pipeline.cluster.topics import NO_ID
 from pipeline.errors import TopicMismatch
 from pipeline.settings import Settings
 from pipeline.worker import data_folder
+from state.errors import StateError
+from tests.refusals import file_size_limit, no_more_than_the_rights_of_files
 
 SETTINGS = Settings()
 TOPIC, OTHER = SETTINGS.topics.interactions, "another.topic"
@@ -46,3 +48,25 @@ def test_a_folder_of_another_topic_is_refused(
 
     with pytest.raises(TopicMismatch, match=f"its states are of topic {TOPIC} "):
         claim(tmp_path, topic, then, monkeypatch)
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is not half there: with room the folder is claimed."""
+    with file_size_limit(10), pytest.raises(StateError, match=r"owner.json: .* room on the disk"):
+        claim(tmp_path, TOPIC, "one", monkeypatch)
+
+    claim(tmp_path, TOPIC, "one", monkeypatch)
+
+
+def test_a_note_that_may_not_be_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told to remove the folder for want of a right."""
+    claim(tmp_path, TOPIC, "one", monkeypatch)
+    (tmp_path / "owner.json").chmod(0)
+
+    with (
+        no_more_than_the_rights_of_files(),
+        pytest.raises(StateError, match=r"owner.json: .* Permission denied.*; see to the rights"),
+    ):
+        claim(tmp_path, TOPIC, "one", monkeypatch)

@@ -36,6 +36,7 @@ from pipeline.worker.folder_lock import lock_folder
 from pipeline.worker.merged_pages import merged_verdict
 from pipeline.worker.supervisor import Supervisor, settings_of_process, usable_cores
 from state.errors import StateError, StoreLocked
+from tests.refusals import file_size_limit
 
 
 def test_the_supervisor_is_light() -> None:
@@ -323,4 +324,17 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         pytest.raises(StateError, match="expected a folder to keep states in"),
         lock_folder(tmp_path / "file" / "data", 0),
     ):
+        pass
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    """Where not even the process id finds room; with room the folder is free."""
+    with (
+        file_size_limit(0),
+        pytest.raises(StateError, match=r"data: expected a folder .*; see to .* room on the disk"),
+        lock_folder(tmp_path / "data", 0),
+    ):
+        pass
+
+    with lock_folder(tmp_path / "data", 0):
         pass
