@@ -126,7 +126,8 @@ class RecommendSettings:
     transactional: bool = False
     """Send each recommendation in the transaction of its state: a consumer that reads committed
     gets it exactly once, up to a checkpoint later. Off: at once, and after a crash perhaps again.
-    Change it between a graceful stop and the next start."""
+    Change it between a graceful stop of all workers and the next start: turned on after a crash, it
+    takes lists that had not left for sent."""
 
     ring: int | None = None
     """Recent items that a state row remembers. None: as many as a training window of the release
