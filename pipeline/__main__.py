@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Entry] = COMM
     if argv is None:
         argv = sys.argv[1:]
         signal.signal(signal.SIGTERM, _unwind)
-        atexit.register(_say_no_more)  # the first to be registered is the last to be called
+        atexit.register(say_no_more)  # the first to be registered is the last to be called
     if not argv or argv[0] in {"-h", "--help"}:
         print(_usage(commands))
         return 0
@@ -175,7 +175,7 @@ def _refusal_of_stdout() -> OSError | None:
     return None
 
 
-def _say_no_more() -> None:
+def say_no_more() -> None:
     """Close stderr for what comes after Python: libraries in C++ that list what they leaked."""
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

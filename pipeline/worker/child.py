@@ -6,6 +6,7 @@ leaves notes on the topics to its supervisor, it answers for /metrics and health
 instead of a port, and it stops when its supervisor is gone.
 """
 
+import atexit
 import logging
 import os
 import signal
@@ -79,9 +80,10 @@ def _stop_alone(deadline_s: float) -> None:
 
 def main() -> int:
     """Run it inside the frame that every command has."""
-    from pipeline.__main__ import Entry
+    from pipeline.__main__ import Entry, say_no_more
     from pipeline.__main__ import main as run_command
 
+    atexit.register(say_no_more)  # before torch is imported, so that it is called last
     name = f"worker[{sys.argv[1]}]"
     return run_command([name, *sys.argv[1:]], {name: Entry(__spec__.name, "one of several")})
 
