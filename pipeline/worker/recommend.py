@@ -27,6 +27,7 @@ from pipeline.worker.batch import MicroBatch, decode_chunks
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.histories import Histories, is_in_list, last_of_each, repeats_recent
 from pipeline.worker.hot_rows import HotRows, SnapshotToken
+from pipeline.worker.mapping_watch import MappingWatch
 from pipeline.worker.popularity import Popularity
 from pipeline.worker.ranking import SOURCES, Applied, Ranked, Ranker
 from pipeline.worker.served_model import ModelHolder, ServedModel
@@ -72,6 +73,7 @@ class RecommendationProcessor:
         self._users = users
         self._metrics = metrics
         self._decoder = EventDecoder(settings.fields)
+        self._mapping_watch = MappingWatch(self._source)
         self._k = recommend.top_k
         self._transactional = recommend.transactional
         self._exclude_seen = recommend.exclude_seen
@@ -437,6 +439,7 @@ class RecommendationProcessor:
             unknown_item=int(np.count_nonzero(applied.item == 0)),
             dead=dead,
         )
+        self._mapping_watch.see(batch, dead)
         by_source = np.bincount(ranked.source[is_answered], minlength=3).tolist()
         metrics.count_recommendations(
             dict(zip(SOURCES, by_source, strict=True)),
