@@ -209,6 +209,7 @@ def gather_sequences(
     progress(ReadProgress(done=total, total=total))
 
     user, item, event_id, user_hashes = _join([*columns.values()])
+    _warn_of_several_partitions(user_hashes, settings.topics.interactions)
     fresh = ~repeated_events(user, event_id)
     user, item = user[fresh], item[fresh]
     least = settings.trainer.min_item_count
@@ -286,6 +287,20 @@ def _join(columns: Sequence[_Columns]) -> tuple[Ints32, Ints32, Hashes, Hashes]:
         np.concatenate(event_ids)[order],
         np.concatenate(hashes),
     )
+
+
+def _warn_of_several_partitions(user_hashes: Hashes, topic: str) -> None:
+    """Say how many users have events on several partitions, and are as many users each."""
+    _, partitions = np.unique(user_hashes, return_counts=True)
+    if several := int(np.count_nonzero(partitions > 1)):
+        logger.warning(
+            "%s: users with events on several partitions: %d of %d; each is as many users to the "
+            "model and to workers: expected all events of a user on one partition, see "
+            "docs/existing-topic.md, part 3 (lrurec verify names two such events)",
+            topic,
+            several,
+            len(partitions),
+        )
 
 
 def repeated_events(user: npt.NDArray[np.integer], event_id: Hashes) -> npt.NDArray[np.bool_]:

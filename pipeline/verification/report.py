@@ -144,6 +144,10 @@ class VerifyReport:
 
     users: int
     """Users with an event that counts, by partition."""
+    users_on_several_partitions: int
+    """Users whose events arrive on more than one partition: each has a state on every one."""
+    users_on_several_partitions_at: tuple[tuple[int, int], ...]
+    """Partition and offset of two events of one of them."""
     rows: int
     """State rows."""
     rows_wrong: int

@@ -96,9 +96,12 @@ class _Verification:
         self._on_stage("computing states and lists anew")
         states = StateCheck(oracle, releases, rules, findings)
         states.run(row_check.tasks, outputs.lists, changed)
+        several, several_at = oracle.users_on_several_partitions()
         counts, unverifiable = findings.counts, row_check.unverifiable | states.unverifiable
         return VerifyReport(
             users=len(oracle.users),
+            users_on_several_partitions=several,
+            users_on_several_partitions_at=several_at,
             rows=len(rows.newest),
             rows_wrong=counts[Kind.ROW],
             states=states.states,

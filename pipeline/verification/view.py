@@ -21,11 +21,25 @@ def print_report(report: VerifyReport, console: Console) -> None:
     console.print(table)
     for line in _unjudged(report):
         console.print(Text(f"not judged: {line}", "yellow"))
+    if report.users_on_several_partitions:
+        console.print(Text(_several_partitions(report), "yellow"))
     for finding in report.findings:
         console.print(Text(f"{finding.kind}: {finding}", "red"))
     summary = "every promise holds" if report.holds else "a promise is broken"
     style = "bold green" if report.holds else "bold red"
     console.print(Text(f"{summary} ({report.users:,} users, {report.seconds:.1f} s)", style))
+
+
+def _several_partitions(report: VerifyReport) -> str:
+    places = " and ".join(
+        f"partition {partition} offset {offset}"
+        for partition, offset in report.users_on_several_partitions_at
+    )
+    return (
+        f"users with events on several partitions: {report.users_on_several_partitions:,} (one has "
+        f"{places}); each has a state and a list for every one of them: expected all events of a "
+        "user on one partition, see docs/existing-topic.md, part 3"
+    )
 
 
 def _promises(report: VerifyReport) -> Iterator[tuple[str, bool, str]]:

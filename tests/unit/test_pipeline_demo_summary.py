@@ -59,6 +59,8 @@ def report(tmp_path: Path) -> DemoReport:
     )
     verified = VerifyReport(
         users=1,
+        users_on_several_partitions=0,
+        users_on_several_partitions_at=(),
         rows=1,
         rows_wrong=0,
         states=1,

@@ -11,6 +11,8 @@ from pipeline.verification.view import print_report
 
 TRUE = VerifyReport(
     users=4339,
+    users_on_several_partitions=0,
+    users_on_several_partitions_at=(),
     rows=4339,
     rows_wrong=0,
     states=4339,
