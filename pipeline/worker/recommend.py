@@ -27,10 +27,10 @@ from pipeline.worker.batch import MicroBatch, decode_chunks
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.histories import Histories, is_in_list, last_of_each, repeats_recent
 from pipeline.worker.hot_rows import HotRows, SnapshotToken
-from pipeline.worker.mapping_watch import MappingWatch
 from pipeline.worker.popularity import Popularity
 from pipeline.worker.ranking import SOURCES, Applied, Ranked, Ranker
 from pipeline.worker.served_model import ModelHolder, ServedModel
+from pipeline.worker.settings_watch import SettingsWatch
 from pipeline.worker.users import Users
 from pipeline.worker.wire import count_short, encode_recommendations
 from state.row import EVENT_IDS, RowLayout, append_items, ring_items
@@ -73,7 +73,7 @@ class RecommendationProcessor:
         self._users = users
         self._metrics = metrics
         self._decoder = EventDecoder(settings.fields)
-        self._mapping_watch = MappingWatch(self._source)
+        self._watch = SettingsWatch(self._source)
         self._k = recommend.top_k
         self._transactional = recommend.transactional
         self._exclude_seen = recommend.exclude_seen
@@ -172,6 +172,7 @@ class RecommendationProcessor:
         self._model = model
         self._popularity.adopt(model)
         self._metrics.model_version.set(model.version)
+        self._watch.see_release(model.release)
 
     def _look_behind(self, batch: MicroBatch) -> dict[int, list[bytes]]:
         """See to users of whom the batch holds nothing but forgotten events.
@@ -439,7 +440,7 @@ class RecommendationProcessor:
             unknown_item=int(np.count_nonzero(applied.item == 0)),
             dead=dead,
         )
-        self._mapping_watch.see(batch, dead)
+        self._watch.see(batch, dead)
         by_source = np.bincount(ranked.source[is_answered], minlength=3).tolist()
         metrics.count_recommendations(
             dict(zip(SOURCES, by_source, strict=True)),

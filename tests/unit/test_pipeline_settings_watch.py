@@ -1,18 +1,19 @@
-"""Lines of a worker's log about a mapping that looks wrong."""
+"""Lines of a worker's log about settings that look wrong, though nothing fails by them."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from pipeline.settings import FieldSettings, RecommendSettings, Settings
-from pipeline.worker import mapping_watch
-from pipeline.worker.mapping_watch import LEAST_RECORDS, PERIOD_S, MappingWatch
-from tests.verify_world import RING, K, StreamWorld
+from pipeline.worker import settings_watch
+from pipeline.worker.settings_watch import LEAST_RECORDS, PERIOD_S, SettingsWatch
+from tests.verify_world import RING, K, StreamWorld, small_release
 
 NOW_MS = 1_764_000_000_000  # in November 2025; read in a unit too small, in January 1970
-WARNED = mapping_watch.__name__
+WARNED = settings_watch.__name__
 
 
 def world(folder: Path, **fields: str) -> StreamWorld:
@@ -26,7 +27,7 @@ def world(folder: Path, **fields: str) -> StreamWorld:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of the mapping."""
+    """What was said of the settings."""
     return [record.getMessage() for record in caplog.records if record.name == WARNED]
 
 
@@ -75,7 +76,7 @@ def test_a_wrong_mapping_is_told_again_after_a_while(
     """As long as it is wrong; by the clock, not by what comes in."""
     now_s = [0.0]
     stream = world(tmp_path, item_id="sku")
-    stream.processor._mapping_watch = MappingWatch("clicks", lambda: now_s[0])
+    stream.processor._watch = SettingsWatch("clicks", lambda: now_s[0])
     for now_s[0], lines in ((0.0, 1), (PERIOD_S - 1, 1), (PERIOD_S, 2)):
         for _ in range(LEAST_RECORDS):
             stream.click("user", "item-1")
@@ -115,3 +116,31 @@ def test_a_time_is_told_whatever_year_its_record_is_of(
     stream.run()
 
     assert "its record's is 292278994-08-17T07:12:55Z" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"data": {"topic": "another-shop.clicks"}}, True),
+        ({"data": {"topic": Settings().topics.interactions}}, False),
+        ({"imported": "authors.pth"}, False),
+        ({"data": "of no form"}, False),
+    ],
+    ids=["another topic", "its own", "imported", "unknown"],
+)
+def test_a_release_that_was_trained_on_another_topic_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, training: dict[str, object], told: bool
+) -> None:
+    """Once for each such release, not for each micro-batch: it may be another stream's."""
+    stream = world(tmp_path)
+    stream.announce(replace(small_release(tmp_path), training=training))
+    for _ in range(3):
+        stream.click("user", "item-1")
+
+        stream.run()
+
+    lines = warnings(caplog)
+    assert len(lines) == told
+    if told:
+        assert "release 1 was trained on another-shop.clicks, this worker reads lrurec" in lines[0]
+        assert "a topics.models of its own" in lines[0]

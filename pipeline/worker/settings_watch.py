@@ -1,8 +1,7 @@
-"""Says in the log where records look as if the mapping of fields were wrong.
+"""Says in the log where a worker's settings look wrong, though nothing fails by them.
 
-A record at a time, such a mapping is no error: each dead letter says why, each event has a time.
-That nearly all of them are so is seen only here, and nothing else tells an operator. Works with
-what a micro-batch has counted anyway.
+A mapping of fields, say: each dead letter tells why it is one, each event has some time; that
+nearly all are so is seen here alone. Works with what a micro-batch has counted anyway.
 """
 
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from models.release import Release
 from pipeline.errors import DeadReason
 from pipeline.events import MIN_AUTO_MS
 from pipeline.worker.batch import DeadRecord, MicroBatch
@@ -25,11 +25,11 @@ PERIOD_S = 600.0
 """Of one line about dead letters to the next."""
 EARLY_MS = MIN_AUTO_MS
 """Times before March 1973 are no shop's, but what a time of today is in a wrong unit."""
-CHAPTER = "docs/existing-topic.md, part 5"
+GUIDE = "docs/existing-topic.md"
 
 
-class MappingWatch:
-    """Warns of dead letters that are nearly all there is, and once of times that cannot be.
+class SettingsWatch:
+    """Warns of dead letters that are nearly all there is, of times that cannot be, of other topics.
 
     Args:
         source: The interactions topic.
@@ -64,20 +64,35 @@ class MappingWatch:
         if not self._has_told_of_times:
             self._check_times(batch)
 
+    def see_release(self, release: Release) -> None:
+        """Look at a release that is to serve."""
+        data = release.training.get("data")  # an imported one has none
+        topic = data.get("topic", self._source) if isinstance(data, Mapping) else self._source
+        if topic != self._source:
+            logger.warning(
+                "release %d was trained on %s, this worker reads %s. If two streams share this "
+                "Kafka, stop the workers and give each stream a topics.models of its own, and all "
+                "else that may not be shared: %s, part 6. If the topic was copied, all is well",
+                release.version,
+                topic,
+                self._source,
+                GUIDE,
+            )
+
     def _tell_of_letters(self, seen: int) -> None:
         reason, number = self._dead.most_common(1)[0]
         about = {name: value for name, value in self._examples[reason].letter.about if value}
         logger.warning(
             "%s: of the last %d records that should be events %d went to the dead letters, %d of "
             "them as %s (partition %s offset %s: %s). If the mapping is wrong, stop the workers, "
-            "correct fields.* and begin anew: %s",
+            "correct fields.* and begin anew: %s, part 5",
             self._source,
             seen,
             self._dead.total(),
             number,
             reason.value,
             *(about[f"lrurec-{name}"].decode() for name in ("partition", "offset", "error")),
-            CHAPTER,
+            GUIDE,
         )
 
     def _check_times(self, batch: MicroBatch) -> None:
@@ -91,13 +106,13 @@ class MappingWatch:
         logger.warning(
             "%s: partition %d offset %d: the event's time is %s, its record's is %s: are "
             "fields.timestamp and fields.timestamp_unit right? An event that seems so old is left "
-            "out as soon as its user is forgotten: %s",
+            "out as soon as its user is forgotten: %s, part 5",
             self._source,
             partition,
             batch.offset[event],
             _moment(batch.timestamp_ms[event]),
             _moment(batch.record_ms[event]),
-            CHAPTER,
+            GUIDE,
         )
 
 
