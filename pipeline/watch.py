@@ -3,8 +3,8 @@
 import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from rich.console import Console
@@ -24,6 +24,16 @@ _log = logging.getLogger(__name__)
 
 TABLE_ITEMS = 3
 TABLE_ROWS = 20
+WITHDRAWN = "list withdrawn"
+
+
+class Withdrawal(NamedTuple):
+    """A null value: whoever keeps a list of the user is to drop it."""
+
+    user_id: str
+
+
+Shown = Recommendation | Withdrawal
 
 
 def load_titles(settings: Settings, items_file: Path | None) -> dict[str, str]:
@@ -62,7 +72,7 @@ def _title(value: bytes | None) -> str | None:
 
 def follow_recommendations(
     settings: Settings, *, users: Collection[str] = (), from_start: bool = False
-) -> Iterator[Recommendation]:
+) -> Iterator[Shown]:
     """Follow the recommendations topic without end, from its end as it is at this call.
 
     Args:
@@ -77,17 +87,19 @@ def follow_recommendations(
     topic = settings.topics.recommendations
     records = follow_topic(settings.kafka, topic, from_start=from_start)
 
+    hint = "" if from_start else " (--from-start shows what is there)"
+    _log.info("waiting for lists on %s%s", topic, hint)
     return (
-        recommendation
-        for recommendation in map(_decode, records)
-        if recommendation is not None and (not users or recommendation.user_id in users)
+        one
+        for one in map(_decode, records)
+        if one is not None and (not users or one.user_id in users)
     )
 
 
-def _decode(record: Record) -> Recommendation | None:
-    """Return what a record says; None for a deleted user's, or one that is no recommendation."""
+def _decode(record: Record) -> Shown | None:
+    """Return what a record says; None for one that is no recommendation."""
     if record.value is None:
-        return None
+        return None if record.key is None else Withdrawal(record.key.decode(errors="replace"))
     try:
         return msgspec.json.decode(record.value, type=Recommendation)
     except (ValueError, RecursionError) as exc:  # as above
@@ -97,7 +109,7 @@ def _decode(record: Record) -> Recommendation | None:
 
 
 def show(
-    recommendations: Iterable[Recommendation],
+    recommendations: Iterable[Shown],
     titles: Mapping[str, str],
     *,
     console: Console,
@@ -106,39 +118,50 @@ def show(
     """Show recommendations: a live table on a terminal, else one plain line each.
 
     Args:
-        recommendations: They may come without end.
+        recommendations: They may come without end, withdrawals among them.
         titles: Item id -> title; ids stand in for what is missing.
         console: Where to.
-        count: Stop after so many; None: never.
+        count: Stop after so many recommendations; None: never.
     """
-    limited = islice(recommendations, count)
+    limited = _limited(recommendations, count)
     if not console.is_terminal:
-        for recommendation in limited:
-            console.out(_line(recommendation, titles), highlight=False)
+        for one in limited:
+            console.out(_line(one, titles), highlight=False)
         return
-    newest: deque[Recommendation] = deque(maxlen=TABLE_ROWS)
+    newest: deque[Shown] = deque(maxlen=TABLE_ROWS)
     with Live(console=console, auto_refresh=True, refresh_per_second=5) as live:
-        for recommendation in limited:
-            newest.appendleft(recommendation)
+        for one in limited:
+            newest.appendleft(one)
             live.update(_table(newest, titles))
 
 
-def _line(recommendation: Recommendation, titles: Mapping[str, str]) -> str:
-    return (
-        f"{printable(recommendation.user_id)} (event {recommendation.history_length}, "
-        f"{_source(recommendation)}): {_items(recommendation, titles, len(recommendation.items))}"
-    )
+def _limited(shown: Iterable[Shown], count: int | None) -> Iterator[Shown]:
+    """Yield up to the last of so many recommendations."""
+    if count == 0:
+        return
+    seen = 0
+    for one in shown:
+        yield one
+        seen += isinstance(one, Recommendation)
+        if seen == count:
+            return
 
 
-def _table(newest: Iterable[Recommendation], titles: Mapping[str, str]) -> Table:
+def _line(one: Shown, titles: Mapping[str, str]) -> str:
+    user = printable(one.user_id)
+    if isinstance(one, Withdrawal):
+        return f"{user}: {WITHDRAWN}"
+    items = _items(one, titles, len(one.items))
+    return f"{user} (event {one.history_length}, {_source(one)}): {items}"
+
+
+def _table(newest: Iterable[Shown], titles: Mapping[str, str]) -> Table:
     table = Table("user", "events", "by", "recommended", expand=True)
-    for recommendation in newest:
-        cells = (
-            printable(recommendation.user_id),
-            str(recommendation.history_length),
-            _source(recommendation),
-            _items(recommendation, titles, TABLE_ITEMS),
-        )
+    for one in newest:
+        cells = (printable(one.user_id), "", "", WITHDRAWN)
+        if isinstance(one, Recommendation):
+            items = _items(one, titles, TABLE_ITEMS)
+            cells = (cells[0], str(one.history_length), _source(one), items)
         table.add_row(*map(Text, cells))  # as it is: brackets in a title are no markup
     return table
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline import watch
 from pipeline.cluster.topics import create_topics
 from pipeline.settings import Settings, settings_flags
 from pipeline.watch import follow_recommendations, load_titles, show
@@ -46,7 +48,7 @@ def run_watch(settings: Settings, *arguments: str) -> subprocess.CompletedProces
 def test_the_command_prints_a_line_each_with_titles_of_a_file(
     watched: Settings, tmp_path: Path
 ) -> None:
-    """Titles where the file has one, ids elsewhere; deleted users and rubbish show nothing."""
+    """Titles where the file has one, ids elsewhere; a null value is a list taken back, no list."""
     address, topic = watched.kafka.bootstrap_servers, watched.topics.recommendations
     titles = tmp_path / "items.csv"
     titles.write_text("item,title\na,Anna's [bold]lamp\n")
@@ -58,6 +60,7 @@ def test_the_command_prints_a_line_each_with_titles_of_a_file(
 
     assert done.stdout.splitlines() == [
         "u1 (event 12, model 3): Anna's [bold]lamp | b",
+        "u9: list withdrawn",
         "u2 (event 12, model 3): b",
     ]
     assert done.stderr.count("expected a recommendation") == 3
@@ -117,3 +120,19 @@ def test_a_terminal_shows_a_table_with_titles_as_they_are(watched: Settings) -> 
 
     assert "[red]lamp | b | c" in screen.getvalue()
     assert "c | d" not in screen.getvalue()
+
+
+def test_a_quiet_topic_is_said_to_be_waited_for(
+    watched: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the way to see what is in the topic already, where that is not shown."""
+    caplog.set_level(logging.INFO)
+
+    follow_recommendations(watched)
+    follow_recommendations(watched, from_start=True)
+
+    topic = watched.topics.recommendations
+    assert [record.getMessage() for record in caplog.records if record.name == watch.__name__] == [
+        f"waiting for lists on {topic} (--from-start shows what is there)",
+        f"waiting for lists on {topic}",
+    ]

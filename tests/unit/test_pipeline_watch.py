@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.printable import printable
-from pipeline.watch import show
+from pipeline.watch import Withdrawal, show
 from pipeline.worker.wire import EventPosition, Recommendation, RecommendedItem
 
 HOSTILE = "a\x1b]0;b\x07c\x1b[2Jd\x9b2Je\nf"
@@ -44,3 +44,18 @@ def test_a_title_in_any_language_stays_as_it_is() -> None:
     title = "café\u00a0noir, 白\u3000灯, \u0645\u06cc\u200c\u0634\u0648\u062f"
 
     assert printable(title) == title
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_list_that_is_withdrawn_is_shown_and_is_no_list(is_terminal: bool) -> None:
+    """The user may be of any text; it does not count as one of so many recommendations."""
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=is_terminal, width=120)
+
+    show([Withdrawal(HOSTILE), Withdrawal("u2")], {}, console=console, count=1)
+
+    shown = output.getvalue()
+    assert "\x1b]0;" not in shown
+    assert SHOWN in shown
+    assert "u2" in shown
+    assert "list withdrawn" in shown
