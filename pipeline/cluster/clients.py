@@ -258,7 +258,8 @@ def _offsets(
     if not partitions:
         msg = (
             f"topic {topic}: expected at {kafka.bootstrap_servers}, not found there; "
-            "make it: lrurec topics create"
+            "correct the name (topics.*, worker.app_id) if another is meant, else make it: "
+            "lrurec topics create"
         )
         raise TopicMismatch(msg)
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED

@@ -1,9 +1,11 @@
 """Topics on a real Kafka: made, checked, refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.cluster.topics import (
     all_topics,
     changelog_name,
@@ -12,7 +14,7 @@ from pipeline.cluster.topics import (
     require_topics,
 )
 from pipeline.errors import BrokerUnavailable, TopicMismatch
-from pipeline.settings import Settings
+from pipeline.settings import Settings, settings_flags
 from tests.kafka import admin_client, create_topic
 
 
@@ -185,3 +187,21 @@ def test_no_kafka_is_told_in_one_line(settings: Settings) -> None:
 
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:9.*lrurec broker start"):
         check_topics(replace(settings, kafka=kafka))
+
+
+@pytest.mark.parametrize("command", ["verify", "train", "replay"])
+def test_a_misspelt_topic_is_to_be_corrected_before_it_is_to_be_made(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Every command says so: what `lrurec topics create` makes is the misspelt one."""
+    create_topics(settings)
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("user,item,timestamp\nu,i,1\n")
+    file = [str(clicks)] if command == "replay" else []
+    misspelt = replace(settings, topics=replace(settings.topics, interactions="clickstraem"))
+
+    assert main([command, *file, *settings_flags(misspelt)]) == 1
+
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lrurec {command}: topic clickstraem: expected at ")
+    assert "correct the name (topics.*, worker.app_id) if another is meant, else make it" in line
