@@ -246,7 +246,11 @@ def create_worker(
             swapper.apply(record.key, record.value, place_of(record))
 
         def take_item(record: Record) -> None:
-            catalogue.apply(record.key, record.value)
+            try:
+                catalogue.apply(record.key, record.value)
+            except (ValueError, RecursionError) as error:
+                said = "%s: no item: left out, what held before holds on: %s"
+                logger.warning(said, place_of(record), error)
 
         items_from = _read_topic(settings, topics.items, take_item)
         users_from = _read_topic(settings, topics.users, users.hear)

@@ -320,7 +320,7 @@ def test_nothing_of_this_ended_the_worker(world: World) -> None:
 
 
 def test_what_means_nothing_to_a_worker_is_named_by_its_place(settings: Settings) -> None:
-    """A line has partition and offset, whenever the record came, and no user."""
+    """A line has partition and offset, whenever the record came, and no user; and what follows."""
     settings = dataclasses.replace(settings, metrics=MetricsSettings(port=free_port()))
     topics, address = settings.topics, settings.kafka.bootstrap_servers
     create_topics(settings)
@@ -329,16 +329,25 @@ def test_what_means_nothing_to_a_worker_is_named_by_its_place(settings: Settings
         (topics.items, 0, b"sku", b"{"),
         (topics.models, 0, b"1", b"{"),
     ]
+    told = [
+        ("ERROR", ""),
+        ("WARNING", "no item: left out, what held before holds on: "),
+        ("ERROR", ""),
+    ]
 
     def send_all() -> None:
         for topic, partition, key, value in bad:
             send(address, topic, [(partition, key, value)])
 
     def is_told(offset: int) -> bool:
-        lines = [line for line in worker.log().splitlines() if " ERROR " in line]
+        lines = worker.log().splitlines()
         return all(
-            any(f"{topic} partition {partition} offset {offset}: " in line for line in lines)
-            for topic, partition, *_ in bad
+            any(
+                f" {level} " in line
+                and f"{topic} partition {partition} offset {offset}: {said}" in line
+                for line in lines
+            )
+            for (topic, partition, *_), (level, said) in zip(bad, told, strict=True)
         )
 
     send_all()
