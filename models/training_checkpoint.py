@@ -5,6 +5,7 @@ It holds tensors and plain values only and is read with `weights_only`, which ru
 
 import os
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,10 @@ from models.evaluation import Holdout
 from models.packing import TrainingWindows, concatenate
 
 FORMAT_VERSION = 3
+_SETTINGS = {"mask_window": "recommend.exclude_seen"}
+"""Parts of an identity that are set by another name."""
+_OF_THE_DATA = {"data", "model.n_items"}
+"""Parts of an identity that follow from the interactions."""
 
 
 class ResumeMismatch(ModelError):
@@ -102,8 +107,24 @@ def read_training_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, 
     except Exception as error:  # torch raises nearly anything for a file that it cannot read
         msg = f"{path} is no training checkpoint: {error}"
         raise ResumeMismatch(msg) from error
-    for key, expected in identity.items():
-        if (actual := found.get(key)) != expected:
-            msg = f"{path} is of another training: {key}: expected {expected}, got {actual}"
-            raise ResumeMismatch(msg)
+    if found != identity:
+        msg = f"{path} is of another training: {_first_difference(identity, found)}"
+        raise ResumeMismatch(msg)
     return content
+
+
+def _first_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    here, there = _by_setting(expected), _by_setting(found)
+    key = next(key for key in {**here, **there} if here.get(key) != there.get(key))
+    if key in _OF_THE_DATA:
+        return "it learned from other interactions"
+    return f"{_SETTINGS.get(key, key)}: expected {here.get(key)}, got {there.get(key)}"
+
+
+def _by_setting(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of an identity by `model.hidden_size` and the like, one value each."""
+    parts: dict[str, Any] = {}
+    for key, value in identity.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        parts |= {f"{key}.{name}": one for name, one in inner} or {key: value}
+    return parts

@@ -1,5 +1,6 @@
 """`lrurec train`: one training on the topic."""
 
+import logging
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pipeline.settings import Settings, SettingsFlags, Switch
 if TYPE_CHECKING:
     from models.processes import Processes
     from pipeline.training.job import TrainingReport
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,11 @@ def _train(command: Command, processes: "Processes") -> "TrainingReport":
     from pipeline.training.view import training_bar
 
     settings = command.settings
+    folder = TrainingFolder(settings.trainer.releases_dir)
+    if command.resume and not folder.holds_plan():
+        _log.warning(
+            "no interrupted training in %s: this is a new one", settings.trainer.releases_dir
+        )
     try:
         with training_bar() as progress:
             return train_release(
@@ -72,7 +80,6 @@ def _train(command: Command, processes: "Processes") -> "TrainingReport":
         # Without a plan there is nothing to go on with: not yet begun, or done but for the end.
         plan = None
         with suppress(ResumeMismatch):
-            folder = TrainingFolder(settings.trainer.releases_dir)
             plan = folder.read_plan(settings.topics.interactions)
         go_on = "; go on with: lrurec train --resume" if plan is not None else ""
         print(f"lrurec train: interrupted{go_on}", file=sys.stderr)

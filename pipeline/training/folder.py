@@ -105,6 +105,10 @@ class TrainingFolder:
             raise ResumeMismatch(msg)
         return plan
 
+    def holds_plan(self) -> bool:
+        """Tell whether a training was interrupted, or runs."""
+        return self._plan.exists()
+
     def begin(self, plan: TrainingPlan) -> None:
         """Drop what an interrupted training left and note what the next one reads.
 

@@ -48,6 +48,7 @@ def walks(users: int, seed: int = 0) -> list[Indices]:
 
 SEQUENCES = walks(60)
 VALIDATION = Holdout([np.array([item]) for item in range(1, N_ITEMS)], np.arange(2, N_ITEMS + 1))
+OTHER_DATA = "it learned from other interactions$"
 
 
 class Interruption(Exception):
@@ -280,22 +281,27 @@ def test_a_catalogue_no_larger_than_the_sample_is_scored_whole() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training": replace(TRAINING, learning_rate=0.5)}, "training: expected .*0.5"),
-        ({"training": replace(TRAINING, ema_decay=0.9)}, "training: expected .*'ema_decay': 0.9"),
+        (
+            {"training": replace(TRAINING, learning_rate=0.5)},
+            r"training\.learning_rate: expected 0\.5",
+        ),
+        ({"training": replace(TRAINING, ema_decay=0.9)}, r"training\.ema_decay: expected 0\.9"),
         (
             {"training": replace(TRAINING, sampled_negatives=9)},
-            "training: expected .*negatives': 9",
+            r"training\.sampled_negatives: expected 9, got None$",
         ),
-        ({"config": replace(CONFIG, dropout=0.1)}, "model: expected .*0.1"),
-        ({"sequences": walks(60, seed=1)}, "data"),
-        ({"validation": Holdout(VALIDATION.histories, VALIDATION.targets[::-1])}, "data"),
-        ({"mask_window": False}, "mask_window: expected False, got True"),
+        ({"config": replace(CONFIG, dropout=0.1)}, r"model\.dropout: expected 0\.1, got 0"),
+        ({"config": replace(CONFIG, n_items=N_ITEMS + 1)}, OTHER_DATA),
+        ({"sequences": walks(60, seed=1)}, OTHER_DATA),
+        ({"validation": Holdout(VALIDATION.histories, VALIDATION.targets[::-1])}, OTHER_DATA),
+        ({"mask_window": False}, r"recommend\.exclude_seen: expected False, got True$"),
     ],
     ids=[
         "other training",
         "an average",
         "a sample",
         "other model",
+        "other items",
         "other sequences",
         "other targets",
         "other protocol",

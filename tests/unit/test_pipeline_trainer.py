@@ -13,6 +13,7 @@ from models.evaluation import Holdout, evaluate
 from models.release import Release, load_recommender
 from models.training_checkpoint import CheckpointUnwritable, ResumeMismatch
 from models.vocabulary import Vocabulary
+from pipeline.__main__ import main
 from pipeline.cluster.topics import NO_ID
 from pipeline.errors import SettingsInvalid, TrainingLocked
 from pipeline.settings import TrainerSettings
@@ -278,3 +279,22 @@ def test_releases_are_found_newest_first(tmp_path: Path) -> None:
     assert release_versions(tmp_path) == [9, 10, 11]
     assert [manifest.version for manifest in manifests(tmp_path)] == [10, 9]
     assert release_versions(tmp_path / "nowhere") == []
+
+
+def test_nothing_to_resume_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt folder would else train anew in silence; where a plan is, nothing is said."""
+    away = ("--kafka.bootstrap-servers", "127.0.0.1:1", "--kafka.connect-timeout-s", "0.01")
+    arguments = ["train", "--resume", "--trainer.releases-dir", str(tmp_path), *away]
+
+    codes = [main(arguments)]
+    said = "no interrupted training" in capsys.readouterr().err + caplog.text
+    caplog.clear()
+    folder = TrainingFolder(tmp_path)
+    with folder.locked():
+        folder.begin(PLAN)
+    codes.append(main(arguments))
+
+    assert (codes, said) == ([1, 1], True)
+    assert "no interrupted training" not in capsys.readouterr().err + caplog.text
