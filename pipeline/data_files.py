@@ -110,6 +110,22 @@ def read_interactions(path: Path) -> Interactions:
     return _read_parquet(path)
 
 
+def require_event_types(path: Path, rows: Interactions, accepted: Sequence[str]) -> None:
+    """Refuse a file that tells no kinds of events where only some count: none of its own would.
+
+    Args:
+        path: The file, for the message.
+        rows: What was read of it.
+        accepted: The kinds that count; empty: all.
+
+    Raises:
+        DataFileInvalid: Kinds are asked for, and there are none.
+    """
+    if accepted and rows.types is None:
+        expected = f"a column event_type, as fields.accepted_event_types is {','.join(accepted)}"
+        _refuse(path, None, expected, "none")
+
+
 def read_titles(path: Path) -> dict[str, str]:
     """Read the titles of items: a `.csv` or `.tsv` file with the columns `item` and `title`.
 

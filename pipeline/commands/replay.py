@@ -49,10 +49,11 @@ def run(command: Command) -> int:
     from rich.progress import Progress  # here and below: only for those who run
 
     from pipeline.console import CommandConsole
-    from pipeline.data_files import read_interactions
+    from pipeline.data_files import read_interactions, require_event_types
     from pipeline.replay import replay
 
     interactions = read_interactions(command.file)
+    require_event_types(command.file, interactions, command.settings.fields.accepted_event_types)
     start = int(len(interactions) * command.from_fraction)
     stop = int(len(interactions) * command.to_fraction)
     console = CommandConsole(stderr=True)

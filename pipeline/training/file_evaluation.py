@@ -21,7 +21,7 @@ from models.release import Release
 from models.training import train
 from models.training_result import TrainingProgress, TrainResult
 from models.vocabulary import Vocabulary
-from pipeline.data_files import Interactions, read_interactions
+from pipeline.data_files import Interactions, read_interactions, require_event_types
 from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.gate import evaluate_release
@@ -135,6 +135,7 @@ def evaluate_file(
 def _read_sequences(settings: Settings, path: Path) -> tuple[Vocabulary, list[Indices]]:
     """Return a file's items, in its order, and each user's sequence, users in its order."""
     rows = read_interactions(path)
+    require_event_types(path, rows, settings.fields.accepted_event_types)
     counted = _counted(settings, rows)
     users, items = rows.users[counted], rows.items[counted].astype(np.int64)
     if not len(items):
@@ -153,10 +154,8 @@ def _read_sequences(settings: Settings, path: Path) -> tuple[Vocabulary, list[In
 def _counted(settings: Settings, rows: Interactions) -> npt.NDArray[np.bool_]:
     """Tell which rows' event types count: bool (n,)."""
     accepted = settings.fields.accepted_event_types
-    if not accepted:
+    if not accepted or rows.types is None:
         return np.ones(len(rows), np.bool_)
-    if rows.types is None:
-        return np.zeros(len(rows), np.bool_)
     return np.isin(rows.types, [i for i, kind in enumerate(rows.event_types) if kind in accepted])
 
 

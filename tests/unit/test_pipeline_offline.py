@@ -160,6 +160,23 @@ def test_only_accepted_event_types_are_evaluated(tmp_path: Path) -> None:
     assert report["data"]["events"] == 36
 
 
+@pytest.mark.parametrize("command", ["evaluate", "replay"])
+def test_a_file_without_event_types_is_refused_where_only_some_count(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of its events would count; `replay` says so before it asks for Kafka."""
+    table = tmp_path / "clicks.csv"
+    table.write_text("user,item,timestamp\nu1,a,1\nu1,b,2\nu1,a,3\n")
+
+    code = main([command, str(table), "--fields.accepted-event-types", "view,cart"])
+
+    assert code == 1
+    assert capsys.readouterr().err == (
+        f"lrurec {command}: {table}: expected a column event_type, as "
+        "fields.accepted_event_types is view,cart, got none\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
