@@ -22,7 +22,8 @@ def check(holds: bool, name: str, rule: str, value: object) -> None:
         SettingsInvalid: It does not hold.
     """
     if not holds:
-        msg = f"{name} must be {rule}, got {value!r}"
+        shown = str(value) if isinstance(value, Path) else value
+        msg = f"{name} must be {rule}, got {shown!r}"
         raise SettingsInvalid(msg)
 
 

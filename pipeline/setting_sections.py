@@ -198,7 +198,8 @@ class TrainerSettings:
     """Train on the last N events of the topic only; None: on all."""
 
     window_s: float | None = None
-    """Train on the events of the last so many seconds only; None: on all."""
+    """Train on the events of the last so many seconds only, by their records' timestamps; None: on
+    all."""
 
     min_item_count: int = 1
     """Items with fewer events than this are left out of the model."""

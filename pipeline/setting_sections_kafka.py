@@ -118,7 +118,7 @@ class KafkaSettings:
             (self.ssl_cert_file is None) == (self.ssl_key_file is None),
             "kafka.ssl_cert_file and kafka.ssl_key_file",
             "given both or neither",
-            (self.ssl_cert_file, self.ssl_key_file),
+            self.ssl_cert_file or self.ssl_key_file,
         )
 
 
@@ -213,6 +213,9 @@ class FieldSettings:
     """Most that an event's time may lie beyond its record's timestamp."""
 
     def __post_init__(self) -> None:
+        for name in ("user_id", "item_id"):
+            path = getattr(self, name)
+            check(path != "None", f"fields.{name}", "a path: no event is without it", path)
         names = ("user_id", "item_id", "timestamp", "event_type", "event_id")
         paths = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         for name, path in paths.items():

@@ -111,8 +111,16 @@ def parse_command(
     except SystemExit as exit_:
         if not (exit_.code and drawn.getvalue()):  # help was asked for, or a signal ends it
             raise
-        origin = f"; flags from the environment: {' '.join(flags)}" if flags else ""
-        raise SettingsInvalid(in_one_line(drawn.getvalue()) + origin) from exit_
+        line = in_one_line(drawn.getvalue())
+        concerned = [flag for flag in flags if _is_named(flag, line)]
+        origin = f"; flags from the environment: {' '.join(concerned)}" if concerned else ""
+        raise SettingsInvalid(line + origin) from exit_
+
+
+def _is_named(flag: str, line: str) -> bool:
+    """Tell whether a message speaks of a flag, as such or as the setting that it is."""
+    name = flag.partition("=")[0]
+    return name in line or name.removeprefix("--").replace("-", "_") in line
 
 
 def settings_flags(settings: Settings, *, complete: bool = False) -> list[str]:

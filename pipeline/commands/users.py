@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -24,10 +24,12 @@ class Command:
     """forget: the user's events from before a time never happened. block: leave items out of the
     user's lists. unblock: leave them out no more. show: tell what holds."""
 
-    user: tyro.conf.Positional[str]
+    user: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="USER")]
     """The user's id."""
 
-    items: tyro.conf.Positional[tuple[str, ...]] = ()
+    items: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[ITEM ...]")
+    ] = ()
     """Ids of the items to block or unblock."""
 
     before: str | None = None

@@ -177,7 +177,24 @@ def test_a_value_that_cannot_be_read_is_told_with_its_origin() -> None:
         SettingsInvalid,
         match=r"--metrics\.port: .*'many'.*; flags from the environment: --metrics\.port=many$",
     ):
-        parse("F", LRUREC_METRICS__PORT="many")
+        parse("F", LRUREC_METRICS__PORT="many", LRUREC_LOG__LEVEL="INFO")
+
+
+def test_the_environment_is_not_told_of_where_it_is_not_to_blame() -> None:
+    """A missing file of the command line is no matter of the variables."""
+    with pytest.raises(SettingsInvalid) as refused:
+        parse(LRUREC_LOG__LEVEL="INFO")
+
+    assert "FILE" in str(refused.value) or "PATH" in str(refused.value)
+    assert "environment" not in str(refused.value)
+
+
+def test_a_broken_rule_is_told_with_its_origin() -> None:
+    """Also where the message has the setting's name, not the flag's."""
+    with pytest.raises(
+        SettingsInvalid, match=r"training\.batch_size must .*--training.batch-size=0$"
+    ):
+        parse("F", LRUREC_TRAINING__BATCH_SIZE="0", LRUREC_LOG__LEVEL="INFO")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +264,7 @@ def test_wrong_arguments_are_told_in_one_line(
         (
             KafkaSettings,
             {"security_protocol": "SSL", "password_file": Path("p")},
-            r"password_file must be given only with .*it is SSL\), got",
+            r"password_file must be given only with .*it is SSL\), got 'p'$",
         ),
         (
             KafkaSettings,
@@ -276,6 +293,7 @@ def test_wrong_arguments_are_told_in_one_line(
         (TopicSettings, {"partitions": 0}, "topics.partitions must be over 0 and at most"),
         (TopicSettings, {"replication_factor": 0}, "topics.replication_factor must be 1 to"),
         (FieldSettings, {"user_id": ""}, "fields.user_id must be names joined by single dots"),
+        (FieldSettings, {"user_id": "None"}, "fields.user_id must be a path"),
         (FieldSettings, {"item_id": "a..b"}, "fields.item_id must be names joined by single dots"),
         (FieldSettings, {"user_id": 'a"'}, "fields.user_id must be free of quotes"),
         (FieldSettings, {"event_id": "a\\u0041"}, "fields.event_id must be free of quotes"),
