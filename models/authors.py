@@ -58,8 +58,12 @@ def import_authors_checkpoint(pth_path: Path, *, max_length: int = 50) -> Recomm
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as exc:
+        msg = f"{path}: cannot be read: {exc.strerror or exc}"
+        raise CheckpointIncompatible(msg) from exc
     except Exception as exc:  # a damaged pickle makes torch.load raise nearly anything
-        msg = f"{path}: expected a PyTorch checkpoint, got: {exc}"
+        why = f"{type(exc).__name__}: {exc}"
+        msg = f"{path}: expected a PyTorch checkpoint, torch cannot read it: {why}"
         raise CheckpointIncompatible(msg) from exc
     if not isinstance(checkpoint, Mapping) or "model_state_dict" not in checkpoint:
         got = [*checkpoint] if isinstance(checkpoint, Mapping) else _describe(checkpoint)

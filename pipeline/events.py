@@ -105,7 +105,8 @@ class EventDecoder:
         if 0 <= timestamp_ms < time - self._max_future_ms:
             late_s = (time - timestamp_ms) / 1000
             limit = f"at most {self._fields.max_future_s} s after the record's own timestamp"
-            msg = f"{self._fields.timestamp}: expected {limit}, got {late_s} s after it"
+            got = f"{late_s:.0f} s ({late_s / 86_400:.1f} days) after it"
+            msg = f"{self._fields.timestamp}: expected {limit}, got {got}"
             _refuse(DeadReason.FUTURE_TIMESTAMP, msg)
         if event_id is None or event_id is msgspec.UNSET or event_id == "":
             event_id = None
@@ -184,10 +185,10 @@ class EventDecoder:
         except UnicodeDecodeError as error:
             _refuse(DeadReason.NOT_JSON, f"value: expected UTF-8, got other bytes at {error.start}")
         except json.JSONDecodeError as error:
-            got = f"{error.msg} at character {error.pos}"
             if value.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE)):
-                got = "a byte order mark"
-            _refuse(DeadReason.NOT_JSON, f"value: expected JSON, got {got}")
+                _refuse(DeadReason.NOT_JSON, "value: expected JSON, got a byte order mark")
+            why = f"{error.msg.removesuffix(' at')}, at character {error.pos}"
+            _refuse(DeadReason.NOT_JSON, f"value: is no JSON: {why}")
         except RecursionError:
             _refuse(DeadReason.NOT_JSON, "value: nested too deeply")
         if type(parsed) is not dict:

@@ -1,12 +1,13 @@
 """The result of `lrurec verify` for people: a line per promise, then what is wrong."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.verification.report import VerifyReport
+from pipeline.verification.report import FINDINGS_OF_A_KIND, VerifyReport
 from pipeline.verification.states import STATE_TOLERANCE
 
 
@@ -25,6 +26,10 @@ def print_report(report: VerifyReport, console: Console) -> None:
         console.print(Text(_several_partitions(report), "yellow"))
     for finding in report.findings:
         console.print(Text(f"{finding.kind}: {finding}", "red"))
+    shown = Counter(finding.kind for finding in report.findings)
+    if full := [kind for kind, count in shown.items() if count == FINDINGS_OF_A_KIND]:
+        listed = f"the first {FINDINGS_OF_A_KIND} are listed, all are counted above"
+        console.print(Text(f"{', '.join(full)}: {listed}", "red"))
     summary = "every promise holds" if report.holds else "a promise is broken"
     style = "bold green" if report.holds else "bold red"
     console.print(Text(f"{summary} ({report.users:,} users, {report.seconds:.1f} s)", style))

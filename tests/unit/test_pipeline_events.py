@@ -141,6 +141,26 @@ def test_a_byte_order_mark_is_named() -> None:
         decode(json.dumps(CLICK).encode("utf-8-sig"))
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"", "value: is no JSON: Expecting value, at character 0"),
+        (b'{"a":"', "value: is no JSON: Unterminated string starting, at character 5"),
+        (
+            b'{"user_id":"u","item_id":"i","timestamp_ms":1800000000000}',
+            "timestamp_ms: expected at most 86400.0 s after the record's own timestamp, "
+            "got 100000000 s (1157.4 days) after it",
+        ),
+    ],
+)
+def test_a_refusal_reads_as_a_sentence(value: bytes, message: str) -> None:
+    """The header of a dead letter has it as it is."""
+    with pytest.raises(EventInvalid) as refused:
+        decode(value)
+
+    assert str(refused.value) == message
+
+
 def test_trouble_in_a_field_that_nobody_asked_for_loses_no_event() -> None:
     """Lone surrogates and numbers without bound elsewhere in the record do no harm."""
     odd = b'"a": "\\ud800", "b": 1e999, "c": ' + b"9" * 6000

@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from pipeline.verification.report import Finding, Kind, OffsetCounts, OutputCounts, VerifyReport
+from pipeline.verification.report import (
+    FINDINGS_OF_A_KIND,
+    Finding,
+    Kind,
+    OffsetCounts,
+    OutputCounts,
+    VerifyReport,
+)
 from pipeline.verification.view import print_report
 
 TRUE = VerifyReport(
@@ -119,3 +126,16 @@ def test_findings_and_what_was_not_judged_are_listed() -> None:
     assert "row: partition 1 offset 42: ring slot 3: expected [7], got [/8]" in text
     assert "not judged: 2 states whose events or release are gone" in text
     assert "a promise is broken" in text
+
+
+def test_findings_that_are_not_all_listed_are_said_to_be() -> None:
+    """Of each kind the first are listed; where there may be more of them, a line says so."""
+    few = tuple(
+        Finding(kind=Kind.ROW, partition=1, offset=offset, what="item", expected="1", got="2")
+        for offset in range(FINDINGS_OF_A_KIND - 1)
+    )
+    other = replace(few[0], kind=Kind.LETTER)
+    line = f"row: the first {FINDINGS_OF_A_KIND} are listed, all are counted above"
+
+    assert line in printed(replace(TRUE, findings=(*few, few[0], other)))
+    assert "are listed" not in printed(replace(TRUE, findings=(*few, other)))
