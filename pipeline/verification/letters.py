@@ -51,7 +51,9 @@ class LetterCheck:
 
     def _check(self, record: Record) -> int:
         """Return the offset of the letter's record; -1 where it is of none of its partition."""
-        headers = dict(record.headers)  # the stream's own come after those of the record
+        # The stream's own come after those of the record; one without a value is none of them.
+        given = dict[str, bytes | None](record.headers)
+        headers = {name: value for name, value in given.items() if value is not None}
         if headers.get("lrurec-topic") != self._source:
             return -1
         try:

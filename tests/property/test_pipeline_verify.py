@@ -2,7 +2,9 @@
 
 import itertools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from models.release import Release
 from pipeline.settings import RecommendSettings, Settings
+from pipeline.verification.report import Kind
 from tests.verify_world import ITEMS, RING, K, StreamWorld, three_releases, wrong
 
 _EVENT = st.tuples(
@@ -130,6 +133,27 @@ def test_what_retention_removes_at_any_time_is_never_called_wrong(
 
     assert world.verify().findings == ()
     assert world.verify().findings == ()
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(
+    changed=st.dictionaries(
+        st.sampled_from(["topic", "partition", "offset", "reason", "timestamp-ms", "value-sha256"]),
+        st.one_of(st.none(), st.binary(), st.integers(-1, 2**70).map(lambda n: b"%d" % n)),
+    )
+)
+def test_no_headers_of_a_letter_end_it(changed: dict[str, Any]) -> None:
+    """Whoever may write the topic may write anything there, a header without a value too."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = StreamWorld(Path(folder), Settings())
+    world.junk(b"{")
+    world.run()
+    log = world.topics.records[world.names.dead_letters, 0]
+    assert log[0] is not None
+    headers = dict(log[0].headers) | {f"lrurec-{name}": value for name, value in changed.items()}
+    log[0] = replace(log[0], headers=tuple(headers.items()))
+
+    assert wrong(world.verify()).keys() <= {Kind.LETTER, Kind.MISSING}
 
 
 def test_what_unknown_items_push_out_of_the_memory_may_be_listed_again(

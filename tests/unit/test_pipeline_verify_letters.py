@@ -113,9 +113,12 @@ def test_a_removed_letter_of_a_clock_that_runs_ahead_is_not_missed(tmp_path: Pat
         ("value", None),
         ("key", None),
         ("reason", b"not_object"),
+        ("reason", None),
         ("offset", b"1"),
         ("offset", b"x"),
+        ("offset", None),
         ("partition", b"7"),
+        ("partition", None),
         ("timestamp-ms", b"7"),
         ("timestamp-ms", b"x"),
     ],
@@ -127,7 +130,6 @@ def test_a_false_letter_is_found(dead_world: StreamWorld, field: str, value: byt
     headers = dict(log[0].headers)
     change: dict[str, Any] = {field: value}
     if field not in ("key", "value"):
-        assert value is not None
         change = {"headers": tuple({**headers, f"lrurec-{field}": value}.items())}
     log[0] = replace(log[0], **change)
 
