@@ -1,6 +1,7 @@
 """The folder of the local Kafka: its configuration, and storage that is formatted once."""
 
 import base64
+import json
 import shutil
 import subprocess
 import tempfile
@@ -74,8 +75,11 @@ def write_properties(data_dir: Path, *, host: str, port: int, controller_port: i
     Raises:
         SettingsInvalid: Kafka cannot use this folder.
     """
-    if "," in str(data_dir):
-        msg = f"broker.data_dir must be a path without a comma (Kafka splits there), got {data_dir}"
+    if "," in str(data_dir) or not str(data_dir).isprintable():
+        msg = (
+            f"broker.data_dir must be a path of printable characters without a comma (Kafka splits "
+            f"there), got {str(data_dir)!r}"
+        )
         raise SettingsInvalid(msg)
     path = data_dir / "server.properties"
     path.write_text(
@@ -83,10 +87,10 @@ def write_properties(data_dir: Path, *, host: str, port: int, controller_port: i
             host=host,
             port=port,
             controller_port=controller_port,
-            log_dir=data_dir / "log",
+            log_dir=_escaped(data_dir / "log"),
             probe_groups=len(PROBE_GROUPS),
         ),
-        encoding="utf-8",
+        encoding="ascii",
     )
     return path
 
@@ -102,11 +106,11 @@ def format_new_storage(data_dir: Path, java: Path, class_path: str) -> None:
     if (data_dir / "log").exists():
         return
     work_dir = Path(tempfile.mkdtemp(prefix="formatting-", dir=data_dir))
-    properties = (data_dir / "server.properties").read_text(encoding="utf-8")
+    properties = (data_dir / "server.properties").read_text(encoding="ascii")
     new_properties = work_dir / "server.properties"
     new_properties.write_text(
-        properties.replace(f"log.dirs={data_dir / 'log'}", f"log.dirs={work_dir / 'log'}"),
-        encoding="utf-8",
+        properties.replace(_escaped(data_dir / "log"), _escaped(work_dir / "log")),
+        encoding="ascii",
     )
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     command = [str(java), "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
@@ -124,3 +128,11 @@ def format_new_storage(data_dir: Path, java: Path, class_path: str) -> None:
         raise BrokerUnavailable(msg)
     (work_dir / "log").rename(data_dir / "log")
     shutil.rmtree(work_dir)
+
+
+def _escaped(path: Path) -> str:
+    """Return a path as the value of a property in a file that Java reads.
+
+    It is read as Latin-1, with escapes: for what is printable, those of JSON.
+    """
+    return json.dumps(str(path))[1:-1]

@@ -116,6 +116,31 @@ def test_records_survive_kill_9_and_a_new_port(settings: BrokerSettings) -> None
     assert values == list(range(1000))
 
 
+def test_a_folder_may_have_any_letters(settings: BrokerSettings) -> None:
+    """Java would read their bytes as other letters, and a backslash as none: topics lie there."""
+    folder = settings.data_dir / r"brök \u0041\n é 店 𝄞 '\"=#!:"
+
+    with running_broker(replace(settings, data_dir=folder)) as info:
+        create_topic(info.address, "kept")
+
+        assert info.data_dir == folder
+        assert list(folder.glob("log/kept-0"))
+    assert list(settings.data_dir.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a,b", "a,b"), ("a\nlog.dirs=b", r"a\\nlog.dirs=b"), ("a\udcff", r"a\\udcff")],
+    ids=["comma", "line end", "no UTF-8"],
+)
+def test_a_folder_that_kafka_cannot_use_is_a_wrong_setting(
+    settings: BrokerSettings, name: str, shown: str
+) -> None:
+    """The message is one line, and shows what is wrong with the path."""
+    with pytest.raises(SettingsInvalid, match=rf"^broker\.data_dir must be .*, got '.*/{shown}'$"):
+        start(replace(settings, data_dir=settings.data_dir / name))
+
+
 def test_a_start_right_after_kill_9_gets_the_same_port(settings: BrokerSettings) -> None:
     """A dying Kafka holds its port until its last thread is gone: the start waits for that."""
     try:
