@@ -21,6 +21,7 @@ from typing import NamedTuple, NoReturn
 from models.errors import ModelError
 from pipeline.errors import PipelineError, SettingsInvalid
 from pipeline.log import configure_logging, is_json
+from pipeline.printable import escaped
 from pipeline.setting_checks import check_output_file
 from pipeline.settings import parse_command
 from state.errors import StateError
@@ -137,7 +138,7 @@ def _fail(prog: str, error: Exception, code: int) -> int:
     if is_json():
         logger.error(line)
     else:
-        print(line, file=sys.stderr)
+        print(escaped(line), file=sys.stderr)
     return code
 
 

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
+from pipeline.printable import escaped
 from pipeline.settings import LogSettings
 
 REPEATS = 5  # lines from one place in the code ...
 REPEAT_WINDOW_S = 10.0  # ... in so much time; a broker away for 10 s makes thousands
+MAX_MESSAGE = 2000  # characters; one that quotes a record could have a million
 FOREIGN = ("aiokafka", "asyncio", "faust", "kafka", "mode", "torch")
 
 
@@ -53,6 +55,8 @@ def is_news(record: logging.LogRecord) -> bool:
 class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO pipeline.log: message`, with a traceback below if any.
 
+    A message may quote a record that anybody wrote: it ends no line and moves no cursor.
+
     Args:
         process: Number of this process among several that write to one place; it then stands in
             brackets behind the level.
@@ -68,6 +72,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line, with the number of its like that were held back."""
+        record.message = escaped(_shortened(record.message))
         held_back = getattr(record, "held_back", 0)
         return super().formatMessage(record) + (f" (+{held_back} like it)" if held_back else "")
 
@@ -89,7 +94,7 @@ class JsonFormatter(logging.Formatter):
             "time": _moment(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _shortened(record.getMessage()),
             **self._number,
         }
         if held_back := getattr(record, "held_back", 0):
@@ -97,6 +102,12 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= MAX_MESSAGE:
+        return message
+    return f"{message[:MAX_MESSAGE]}... ({len(message)} characters)"
 
 
 def _moment(record: logging.LogRecord) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.printable import escaped
 from pipeline.verification.report import FINDINGS_OF_A_KIND, VerifyReport
 from pipeline.verification.states import STATE_TOLERANCE
 
@@ -25,7 +26,7 @@ def print_report(report: VerifyReport, console: Console) -> None:
     if report.users_on_several_partitions:
         console.print(Text(_several_partitions(report), "yellow"))
     for finding in report.findings:
-        console.print(Text(f"{finding.kind}: {finding}", "red"))
+        console.print(Text(escaped(f"{finding.kind}: {finding}"), "red"))
     shown = Counter(finding.kind for finding in report.findings)
     if full := [kind for kind, count in shown.items() if count == FINDINGS_OF_A_KIND]:
         listed = f"the first {FINDINGS_OF_A_KIND} are listed, all are counted above"

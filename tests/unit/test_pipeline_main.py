@@ -71,7 +71,7 @@ def run(command):
     errors = {
         "model": ReleaseCorrupt("release 3: digest of weights\\nis wrong"),
         "broker": BrokerUnavailable("no broker"),
-        "file": DataFileInvalid("a.csv, line 3: broken"),
+        "file": DataFileInvalid("a.csv, line 3: broken \\x1b[2J"),
         "settings": SettingsInvalid("metrics.port must be free"),
         "store": StoreLocked("folder in use"),
         "bug": KeyError("x"),
@@ -139,7 +139,7 @@ def test_a_command_gets_its_flags_and_gives_its_code(
     [
         ("model", 1, "release 3: digest of weights is wrong"),
         ("broker", 1, "no broker"),
-        ("file", 1, "a.csv, line 3: broken"),
+        ("file", 1, r"a.csv, line 3: broken \x1b[2J"),
         ("store", 1, "folder in use"),
         ("settings", 2, "metrics.port must be free"),
     ],

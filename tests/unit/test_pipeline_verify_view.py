@@ -139,3 +139,12 @@ def test_findings_that_are_not_all_listed_are_said_to_be() -> None:
 
     assert line in printed(replace(TRUE, findings=(*few, few[0], other)))
     assert "are listed" not in printed(replace(TRUE, findings=(*few, other)))
+
+
+def test_what_a_letter_says_reaches_no_terminal_unescaped() -> None:
+    """Its reason may be anything; a finding is one line."""
+    finding = Finding(
+        kind=Kind.LETTER, partition=0, offset=7, what="reason", expected="x", got="\x1b[2J\nbad"
+    )
+
+    assert r"expected x, got \x1b[2J\nbad" in printed(replace(TRUE, findings=(finding,)))
