@@ -45,7 +45,7 @@ def import_authors_checkpoint(pth_path: Path, *, max_length: int = 50) -> Recomm
             max_length=max_length,
         )
         _check(weights, _expected(config))
-    except (CheckpointIncompatible, ValueError) as exc:
+    except (CheckpointIncompatible, ValueError, RuntimeError) as exc:  # Runtime: no conversion
         msg = f"{pth_path}: {exc}"
         raise CheckpointIncompatible(msg) from exc
     with torch.device("meta"):
@@ -134,6 +134,10 @@ def _check(
         if weights[name].layout != torch.strided:
             msg = f"{name}: expected a dense tensor, got {weights[name].layout}"
             raise CheckpointIncompatible(msg)
+        # A view can have far more numbers than the file: with a step of 0 they take no room there.
+        if weights[name].is_meta or weights[name].nbytes > weights[name].untyped_storage().nbytes():
+            msg = f"{name}: expected all of its numbers to be in the file"
+            raise CheckpointIncompatible(msg)
         narrow = weights[name].to(torch.complex64 if is_complex else torch.float32)
         if not narrow.isfinite().all():
             msg = f"{name}: expected finite numbers of 32 bits, got NaN, infinity or more than fits"
@@ -164,10 +168,10 @@ def _translate(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, 
     """Rename, and lay complex tensors out as `models.lru` wants them."""
 
     def parts(name: str) -> Tensor:
-        return torch.view_as_real(weights[name].to(torch.complex64))
+        return torch.view_as_real(weights[name].to(torch.complex64).resolve_conj().resolve_neg())
 
     def real(name: str) -> Tensor:
-        return weights[name].to(torch.float32)
+        return weights[name].to(torch.float32).resolve_neg().contiguous()
 
     ours = {
         "item_embedding": real("embedding.token.weight"),

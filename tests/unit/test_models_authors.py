@@ -50,6 +50,30 @@ def test_sizes_are_taken_from_the_tensors(weights: dict[str, Tensor], tmp_path: 
     assert recommender.config == ModelConfig(**SIZES, max_length=200)
 
 
+def test_tensors_that_are_views_are_read_as_what_they_show(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Transposed, conjugated or negated lazily: a checkpoint keeps that with its tensors."""
+    plain = weights | {
+        f"{LRU}.in_proj.bias": weights[f"{LRU}.in_proj.bias"].conj().resolve_conj(),
+        "model.bias": -weights["model.bias"],
+    }
+    views = weights | {
+        f"{LRU}.in_proj.bias": weights[f"{LRU}.in_proj.bias"].conj(),
+        "model.bias": torch.complex(torch.zeros(10), weights["model.bias"]).conj().imag,
+        "embedding.token.weight": weights["embedding.token.weight"].t().contiguous().t(),
+    }
+
+    expected = import_authors_checkpoint(_save(tmp_path, plain)).state_dict()
+    read = import_authors_checkpoint(_save(tmp_path, views)).state_dict()
+
+    assert views["model.bias"].is_neg()
+    for name, tensor in read.items():
+        assert torch.equal(tensor, expected[name])
+        assert tensor.is_contiguous()
+        assert not tensor.is_neg()
+
+
 def _set(name: str, value: object) -> Callable[[dict[str, object]], object]:
     return lambda weights: weights.update({name: value})
 
@@ -81,6 +105,23 @@ def _set(name: str, value: object) -> Callable[[dict[str, object]], object]:
         (
             _set("model.bias", torch.ones(10).to_sparse()),
             "model.bias: expected a dense tensor, got torch.sparse_coo",
+        ),
+        pytest.param(
+            lambda weights: weights.update(
+                {"model.bias": torch.zeros(10, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}
+            ),
+            ".*not implemented for 'Float4",
+            marks=pytest.mark.skipif(
+                not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch knows no such numbers"
+            ),
+        ),
+        (
+            _set("embedding.token.weight", torch.ones(1).expand(10**6, 10**6)),
+            "embedding.token.weight: expected all of its numbers to be in the file",
+        ),
+        (
+            _set("model.bias", torch.zeros(10, device="meta")),
+            "model.bias: expected all of its numbers to be in the file",
         ),
         (
             _set(f"{LRU}.params_log", torch.full((3, 5), 100.0)),
