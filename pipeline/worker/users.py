@@ -11,6 +11,7 @@ from time import monotonic
 import numpy as np
 import numpy.typing as npt
 from aiokafka.partitioner import murmur2
+from xxhash import xxh3_64_intdigest
 
 from models.vocabulary import item_hash
 from pipeline.cluster.clients import Record
@@ -37,7 +38,8 @@ class Users:
         self._partitions = partitions
         self.forget_before_ms: dict[bytes, int] = {}
         self._blocked: dict[bytes, Hashes] = {}
-        self._record_ms: dict[bytes, int] = {}
+        # By the key's hash: a null value leaves nothing but its time, and a key may be any size.
+        self._record_ms: dict[int, int] = {}
         self._heard: SimpleQueue[tuple[bytes, int, UserCommand]] = SimpleQueue()
         self._forgotten: list[bytes] = []  # in the order in which it was told of them
         self._just_told: set[bytes] = set()  # since the last `erase_rows`
@@ -64,9 +66,10 @@ class Users:
             except Empty:
                 return
             self._note_forgotten(key, command.forget_before_ms)
-            if record_ms < self._record_ms.get(key, record_ms):
+            hashed = xxh3_64_intdigest(key)
+            if record_ms < self._record_ms.get(hashed, record_ms):
                 continue
-            self._record_ms[key] = record_ms
+            self._record_ms[hashed] = record_ms
             if command.blocked_items:
                 ids = command.blocked_ids
                 self._blocked[key] = np.array([item_hash(item) for item in ids], np.uint64)

@@ -1,8 +1,10 @@
 """Commands about users: a flood, beside micro-batches that want the same thread; and repeats."""
 
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipeline.worker.ranking import _blocked_of_each
 from pipeline.worker.users import ERASE_AT_ONCE, ERASE_BUDGET_S, Users
 from state.memory import MemoryStore
 from state.row import RowLayout
+from tests.verify_world import ListedRecord
 
 LOOK_S = ERASE_BUDGET_S / 5
 
@@ -151,6 +154,26 @@ def test_the_newest_command_does_not_wait_for_those_of_long_ago(is_new: bool) ->
     tell(users, b"user")
 
     assert users.erase_rows(hot, range(PARTITIONS)) == {3: 1}
+
+
+def test_a_null_value_leaves_no_key_behind() -> None:
+    """Its time alone is kept, by which an older record on another partition is void."""
+    users, number, key_bytes = Users(), 1000, 1000
+    record = ListedRecord("users", 0, 0, 9, None, None)
+    tracemalloc.start()
+    for one in range(number):
+        users.hear(replace(record, key=b"%0*d" % (key_bytes, one)))
+    users.take_up()
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    block = b'{"blocked_items":["a"]}'
+    keys = [b"%0*d" % (key_bytes, one) for one in range(number + 1)]
+    for key in keys:
+        users.hear(replace(record, key=key, value=block, timestamp=8))
+    users.take_up()
+
+    assert kept_bytes < number * key_bytes / 2
+    assert users.blocked({0: keys}).keys() == {number}  # of whom there was no null value
 
 
 def test_each_list_leaves_out_what_its_own_user_has_blocked() -> None:
