@@ -319,11 +319,11 @@ def _by_layout(rows: Sequence[bytes]) -> Iterator[tuple[RowLayout, list[int]]]:
             by_sizes.setdefault(row[16:32], []).append(i)
         elif row[:4] == MAGIC and len(row) >= len(_START):
             msg = (
-                f"row {i} of a batch of {len(rows)}: expected a state row of format version "
-                f"{FORMAT_VERSION}, got version {int.from_bytes(row[4:8], 'little')}; run the "
-                f"release of this program that wrote it, or a later one"
+                f"row {i} of {len(rows)}: expected a state row of format version {FORMAT_VERSION}, "
+                f"got version {int.from_bytes(row[4:8], 'little')}; run the release of this "
+                f"program that wrote it, or a later one"
             )
-            raise StateFormatUnknown(msg)
+            raise StateFormatUnknown(msg, row=i)
     for sizes, index in by_sizes.items():
         layout = _layout_of_sizes(sizes)
         if layout is None:

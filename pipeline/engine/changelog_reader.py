@@ -20,6 +20,7 @@ from pipeline.engine.clients import start_client
 from pipeline.engine.marks import Mark
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.reading import Reading
+from state.errors import StateFormatUnknown
 from state.store import StateStore
 
 logger = logging.getLogger(__name__)
@@ -337,7 +338,10 @@ class ChangelogReader:
             is_of_this_log = reading.lacking is not None or key in reading.seen
             if mine is not None and not (other == b"" and is_of_this_log):
                 both.append((key, mine, other))
-        newer = self._newer([mine for _, mine, _ in both], [row for _, _, row in both])
+        try:
+            newer = self._newer([mine for _, mine, _ in both], [row for _, _, row in both])
+        except StateFormatUnknown as error:
+            raise error.at(reading.partition, [key for key, _, _ in both]) from error
         kept = {key for (key, _, _), is_newer in zip(both, newer, strict=True) if is_newer}
         return {key: row for key, row in rows.items() if key not in kept}
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from pipeline.cluster.clients import Record
 from pipeline.verification.oracle import UserOf
+from state.errors import StateFormatUnknown
 from state.row import RowLayout, layout_of
 
 NO_LAYOUT = RowLayout(ring=1, recommended=0, blocks=1, channels=1)
@@ -113,7 +114,11 @@ def read_rows(changelog: Iterable[Record]) -> Rows:
         by_layout.setdefault(layout_of(value) or NO_LAYOUT, []).append(user)
     rows: dict[UserOf, Row] = {}
     for layout, users in by_layout.items():
-        decoded = layout.decode([newest[user] for user in users])
+        try:
+            decoded = layout.decode([newest[user] for user in users])
+        except StateFormatUnknown as error:
+            partition, _ = users[error.row or 0]
+            raise error.at(partition, [key for _, key in users]) from error
         for i, user in enumerate(users):
             rows[user] = Row(
                 layout=layout,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.transfers import to_device, to_host
+from state.errors import StateFormatUnknown
 from state.row import Heads, RowLayout
 from state.store import StateStore
 
@@ -230,7 +231,10 @@ class HotRows:
         self.heads[slots] = self.layout.new_heads(len(keys))
         self.hidden.index_fill_(0, self.index(slots), 0)  # `[...] = 0` waits, in older torch
         if present:
-            decoded = self.layout.decode([row for row in found if row is not None])
+            try:
+                decoded = self.layout.decode([row for row in found if row is not None])
+            except StateFormatUnknown as error:
+                raise error.at(partition, [keys[i] for i in present]) from error
             for i in np.flatnonzero(decoded.damaged).tolist():
                 self._on_damaged(partition, keys[present[i]])
             at = slots[present]

@@ -24,7 +24,7 @@ from tests.worker_process import running_worker
 
 ITEMS = [f"item-{i}" for i in range(12)]
 USERS = range(20)
-ROW_DAMAGED, WAL_CUT, FILES_GONE = range(3)  # partitions
+ROW_DAMAGED, WAL_CUT, FILES_GONE, FORMAT_UNKNOWN = range(4)  # partitions
 DEEP = b'{"more":' + b"[" * 5000 + b"]" * 5000 + b"}"
 NO_ANNOUNCEMENTS = [
     DEEP,
@@ -186,3 +186,33 @@ def test_a_changelog_that_lost_its_end_takes_nothing_back(settings: Settings) ->
     report = verify(settings)
     assert report.holds, report.findings
     assert report.offsets.pending == 0
+
+
+@pytest.mark.parametrize("user", ["nobody-yet", "user-7"])
+def test_a_row_of_no_known_format_ends_the_worker_until_it_is_taken_away(
+    settings: Settings, user: str
+) -> None:
+    """Whether its user has a row here or not, the line has its place; what it says to do helps."""
+    address, key = settings.kafka.bootstrap_servers, user.encode()
+    topic = changelog_name(settings.worker.app_id)
+    send(address, topic, [(FORMAT_UNKNOWN, key, b"LRst\x09\0\0\0" + bytes(40))])
+    send(
+        address,
+        settings.topics.interactions,
+        [(FORMAT_UNKNOWN, b"k", click(user, ITEMS[0]))],
+    )
+    (settings.worker.data_dir.parent / "worker.log").unlink()
+
+    with running_worker(settings) as worker:
+        assert worker.wait() == ExitCode.STORE
+    said = last_words(worker)
+    assert f"partition {FORMAT_UNKNOWN}, key {key!r}: row 0 of 1: expected a state row" in said
+    assert "got version 9" in said
+    assert f"remove the folder partition-{FORMAT_UNKNOWN} of" in said
+
+    send(address, topic, [(FORMAT_UNKNOWN, key, None)])
+    shutil.rmtree(partition_folder(settings, FORMAT_UNKNOWN))
+    with running_worker(settings) as worker:
+        worker.wait_until_ready()
+        wait_until(lambda: history_lengths(settings).get(user) == 1, "the user begins anew")
+        assert worker.stop() == 0

@@ -235,9 +235,13 @@ def test_an_unknown_format_version_is_refused_by_name() -> None:
     rows[1] = rows[1][:4] + b"\x03\x00\x00\x00" + rows[1][8:]
 
     with pytest.raises(
-        StateFormatUnknown, match=r"row 1 of a batch of 2: expected .* version 2, got version 3"
-    ):
+        StateFormatUnknown, match=r"row 1 of 2: expected .* version 2, got version 3"
+    ) as caught:
         TINY.decode(rows)
+
+    assert str(caught.value.at(7, [b"a", b"\x1b"])).startswith(
+        r"partition 7, key b'\x1b': row 1 of"
+    )
 
 
 def test_rows_of_several_layouts_decode_in_one_batch() -> None:
