@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -16,6 +17,9 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, make_w
 from pipeline.errors import PortTaken, SettingsInvalid
 
 _log = logging.getLogger(__name__)
+
+MOST_CLIENTS = 32
+"""Connections at a time; each has a thread."""
 
 Answer = Callable[[], tuple[bool, str]]
 
@@ -46,6 +50,9 @@ def serve(
     registry: CollectorRegistry, host: str, port: int, *, health: Answer, ready: Answer
 ) -> MetricsServer | None:
     """Answer /metrics, /healthz and /readyz; None where port is 0, which is off.
+
+    Of more than `MOST_CLIENTS` connections the oldest are closed, so whoever asks is answered,
+    however many others send their requests slowly or never.
 
     Args:
         registry: What /metrics shows.
@@ -95,6 +102,26 @@ def serve(
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def __init__(self, *args: Any) -> None:
+        self._clients: dict[socket.socket, None] = {}  # oldest first
+        self._clients_lock = threading.Lock()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._clients_lock:
+            self._clients[request] = None
+            if len(self._clients) > MOST_CLIENTS:
+                oldest = next(iter(self._clients))
+                del self._clients[oldest]
+                with suppress(OSError):  # its client may have gone
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread ends by that, and closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._clients_lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
     def server_bind(self) -> None:
         # Not the parent's: it asks DNS for this machine's name, which may take long or fail.
         TCPServer.server_bind(self)
@@ -112,7 +139,7 @@ class _Server6(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10  # seconds that a client may take for its request
+    timeout = 10  # seconds that a client may say nothing
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: a scrape is no news."""

@@ -4,6 +4,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pipeline import metrics_server
 from pipeline.errors import DeadReason, PortTaken, SettingsInvalid
 from pipeline.metrics import EVENT_RESULTS, Metrics, MetricsServer, TrainerMetrics, serve
+from pipeline.metrics_server import MOST_CLIENTS
 from state.store import StoreStats
 from tests.kafka import wait_until
 
@@ -275,6 +277,27 @@ def test_a_client_without_a_request_leaves_no_word(
 
     assert get(server, "/healthz")[0] == 200  # it is taken after the other one
     wait_until(lambda: not any(map(answers, threading.enumerate())), "the end of both", 10)
+    assert (capfd.readouterr().err, caplog.text) == ("", "")
+
+
+def test_clients_that_never_finish_are_closed_for_those_that_come(
+    server: MetricsServer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many there are, threads are few, and a health check is answered."""
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            for _ in range(3 * MOST_CLIENTS)
+        ]
+        for client in clients:
+            with suppress(OSError):  # it is closed already
+                client.send(b"GET /metrics HTTP/1.1\r\nX:")
+
+        assert get(server, "/healthz")[0] == 200
+        wait_until(
+            lambda: sum(map(answers, threading.enumerate())) <= MOST_CLIENTS, "few threads", 10
+        )
+    wait_until(lambda: not any(map(answers, threading.enumerate())), "the end of all", 10)
     assert (capfd.readouterr().err, caplog.text) == ("", "")
 
 
