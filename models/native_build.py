@@ -74,11 +74,22 @@ def build_library(source: Path, name: str, folder: Path) -> Path:
 def _kept(folder: Path, stem: str) -> Path | None:
     """Return the library that is as it was built, if there is one."""
     for library in sorted(folder.glob(f"{stem}-*.so")):
-        if library.name == _file_name(stem, library):
+        if _is_good(stem, library):
             return library
         # Not removed: another process may have put a good one in its place by now.
-        _log.warning("%s is damaged (%d bytes): built again", library, library.stat().st_size)
+        found = library.stat()
+        what = f"is damaged ({found.st_size} bytes)" if _is_private(found) else "is of other users"
+        _log.warning("%s %s: built again", library, what)
     return None
+
+
+def _is_good(stem: str, library: Path) -> bool:
+    """Tell whether a library is undamaged, and of this user like its folder.
+
+    Who may write the folder above, as in many a volume of a container, can put another one in the
+    place of the folder that was looked at, but no file of this user's into that.
+    """
+    return _is_private(library.stat()) and library.name == _file_name(stem, library)
 
 
 def _file_name(stem: str, library: Path) -> str:
@@ -87,13 +98,17 @@ def _file_name(stem: str, library: Path) -> str:
 
 def _require_private(folder: Path) -> None:
     found = folder.stat()
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+    if not _is_private(found):
         msg = (
             f"{folder}: what is in it is run, so only this user may write there: expected it to "
             f"belong to user {os.geteuid()} with mode 700, got user {found.st_uid} and mode "
             f"{found.st_mode & 0o777:o}"
         )
         raise NativeUnavailable(msg)
+
+
+def _is_private(found: os.stat_result) -> bool:
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
 
 
 def _fingerprint(compiler: str, source: Path) -> str:
@@ -136,7 +151,7 @@ def _build(compiler: str, source: Path, folder: Path, stem: str) -> Path:
         with building.open("rb") as file:
             os.fsync(file.fileno())
         library = folder / _file_name(stem, building)
-        if library.exists() and _file_name(stem, library) == library.name:
+        if library.exists() and _is_good(stem, library):
             return library  # of another process meanwhile; over a network it may be in use already
         return building.replace(library)
 

@@ -1,6 +1,7 @@
 """How the native scan is compiled, kept and, where that cannot be, done without."""
 
 import logging
+import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -197,6 +198,26 @@ def test_a_damaged_library_is_built_again(
     assert caplog.messages == [f"{library} is damaged ({len(damaged)} bytes): built again"]
 
 
+@pytest.mark.parametrize("whose", ["others may write it", "of another user"])
+def test_a_library_of_others_is_built_again(
+    whose: str, small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder may have been put in the place of the one that only this user writes."""
+    library = build_library(small, "small", tmp_path / "cache")
+    if whose == "of another user":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(library, 65534, -1)
+    else:
+        library.chmod(0o757)
+
+    for _ in range(2):
+        assert build_library(small, "small", tmp_path / "cache") == library
+
+    assert (library.stat().st_uid, library.stat().st_mode & 0o777) == (os.geteuid(), 0o755)
+    assert caplog.messages == [f"{library} is of other users: built again"]
+
+
 @pytest.mark.parametrize("load", ["scan.native.load_native", "serving_native.load_native_serving"])
 def test_a_library_that_was_cut_short_is_not_loaded(load: str, tmp_path: Path) -> None:
     """In processes of their own: loading it would kill whoever does."""
@@ -230,6 +251,7 @@ def test_what_the_loader_refuses_is_told_by_its_name(tmp_path: Path) -> None:
     stem, _, _ = library.stem.rpartition("-")
     refused = tmp_path / f"{stem}-{sha256(b'not a library').hexdigest()[:32]}.so"
     refused.write_bytes(b"not a library")
+    refused.chmod(0o755)
 
     with pytest.raises(NativeUnavailable, match=f"{refused} cannot be loaded"):
         load_native(tmp_path)
