@@ -1,12 +1,29 @@
 """What the parser of arguments says of wrong ones, as one line: it draws a box of several."""
 
 import re
+from collections.abc import Sequence
 from itertools import groupby
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RULE = re.compile(r"[─-]*")
 _SECTION = re.compile(r"Error parsing settings\.(\w+): (?=\w)")
 _NEAREST = re.compile(r"(?:Perhaps you meant|Arguments similar to \S+): (--[\w.-]+)")
+_PASSWORD = re.compile(r"-.*pass(?!word[-_]file$)", re.IGNORECASE)
+
+
+def without_passwords(arguments: Sequence[str]) -> list[str]:
+    """Return arguments that errors may quote: what follows an option like --password is hidden.
+
+    There is no such option, so it is one by mistake; a password is read from a file.
+    """
+    shown: list[str] = []
+    is_password = False
+    for word in arguments:
+        name, equals, _ = word.partition("=")
+        is_option = not is_password and bool(_PASSWORD.match(name))
+        shown.append("***" if is_password else f"{name}=***" if is_option and equals else word)
+        is_password = is_option and not equals
+    return shown
 
 
 def in_one_line(drawn: str) -> str:

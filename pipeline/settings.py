@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from models.config import TrainingConfig
-from pipeline.argument_errors import in_one_line
+from pipeline.argument_errors import in_one_line, without_passwords
 from pipeline.environment import environment_flags, flag_name, settings_fields
 from pipeline.errors import SettingsInvalid
 from pipeline.setting_kinds import Names, Switch, join_names
@@ -106,7 +106,10 @@ def parse_command(
     try:
         with redirect_stderr(io.StringIO()) as drawn:
             return tyro.cli(
-                command, prog=prog, args=[*flags, *argv], config=(tyro.conf.FlagConversionOff,)
+                command,
+                prog=prog,
+                args=without_passwords([*flags, *argv]),
+                config=(tyro.conf.FlagConversionOff,),
             )
     except SystemExit as exit_:
         if not (exit_.code and drawn.getvalue()):  # help was asked for, or a signal ends it

@@ -221,6 +221,15 @@ def test_a_broken_rule_is_told_with_its_origin() -> None:
             "perhaps you meant --log.level, --metrics.port",
         ),
         (
+            ["--kafka.password", "S3cr3t", "--kafka.PASSWD=S3=cr3t", "--pass", "-S3cr3t"],
+            "Unrecognized options: --kafka.password, ***, --kafka.PASSWD=***, --pass, ***; "
+            "perhaps you meant --kafka.password-file",
+        ),
+        (
+            ["--kafka.password-file", "a", "--kafka.password_file=b", "--metrics.prot=1"],
+            "Unrecognized options: --metrics.prot=1; perhaps you meant --metrics.port",
+        ),
+        (
             ["--training.seed", str(2**63)],
             f"training.seed must be at least 0 and below 2^63, got {2**63}",
         ),
