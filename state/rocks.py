@@ -86,7 +86,7 @@ class RocksStore:
     """Rows on disk, in a folder that this store holds until `close_all`.
 
     Args:
-        path: The folder; made if it does not exist.
+        path: The folder; made if it does not exist, for this user alone.
         options: Bounds on memory and files.
 
     Raises:
@@ -335,7 +335,8 @@ class RocksStore:
         if self._lock is not None:
             return
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            # Whatever the umask: in it are users' histories.
+            self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 self._take(lock)

@@ -154,7 +154,8 @@ def _one_at_a_time(settings: BrokerSettings) -> Iterator[None]:
         SettingsInvalid: The directory cannot be made or written.
     """
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        # Whatever the umask: in it are the topics, with what users did.
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (settings.data_dir / "start.lock").open("w")
     except OSError as exc:
         msg = f"broker.data_dir must be a folder to write into, got {settings.data_dir}: {exc}"

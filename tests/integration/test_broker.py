@@ -247,6 +247,13 @@ def test_an_address_that_is_not_this_machine_s_is_not_called_taken(
         start(replace(settings, host=host))
 
 
+def test_only_its_own_user_may_look_into_a_new_folder(settings: BrokerSettings) -> None:
+    """Topics are in it, with what users did."""
+    stop(settings)
+
+    assert settings.data_dir.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("action", [start, stop])
 def test_a_folder_that_cannot_be_made_is_a_wrong_setting(
     settings: BrokerSettings, tmp_path: Path, action: Callable[[BrokerSettings], object]

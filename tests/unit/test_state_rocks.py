@@ -252,6 +252,17 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
         RocksStore(tmp_path / "states")
 
 
+def test_only_its_own_user_may_look_into_a_new_folder(tmp_path: Path) -> None:
+    """Users' histories are in it; one that exists stays as its owner wants it."""
+    (tmp_path / "old").mkdir(mode=0o750)
+
+    for name in ("new", "old"):
+        RocksStore(tmp_path / name).close_all()
+
+    modes = {folder.name: folder.stat().st_mode & 0o777 for folder in tmp_path.iterdir()}
+    assert modes == {"new": 0o700, "old": 0o750}
+
+
 def test_a_position_of_another_format_is_refused(store: RocksStore, folder: Path) -> None:
     """A position that a newer release wrote is not guessed at."""
     fill(store)
