@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,12 +24,17 @@ WEIGHTS_FILE = "weights.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
 _DIGEST = "manifest_digest"
 
+MAX_VERSION = 2**31 - 1
+"""Largest number of a release: rows and metrics have room for more, 64 bits and a float."""
+Version = Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
+"""Number of a release, where it is decoded."""
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `manifest.json` says."""
 
     format_version: int
-    version: int
+    version: Version
     """Number of the release; later ones are higher."""
     created: str
     """ISO 8601, UTC."""

@@ -23,6 +23,7 @@ from models.config import ModelConfig
 from models.errors import ReleaseCorrupt, ReleaseError, ReleaseIncompatible
 from models.manifest import (
     MANIFEST_FILE,
+    MAX_VERSION,
     VOCABULARY_FILE,
     WEIGHTS_FILE,
     Manifest,
@@ -76,7 +77,7 @@ def write_release(
 
     Args:
         directory: holds one folder per release; made if it is missing.
-        version: at least 1, not there yet.
+        version: from 1 to 2**31 - 1, not there yet.
         recommender: the model.
         vocabulary: its items.
         metrics: how good it is; whatever JSON can hold.
@@ -87,8 +88,8 @@ def write_release(
 
     Raises:
         ReleaseError: the folder is there already, or cannot be written; nothing there was changed.
-        ValueError: the version is below 1, the vocabulary has not as many items as the model, or a
-            weight or metric is not finite.
+        ValueError: the version is out of range, the vocabulary has not as many items as the model,
+            or a weight or metric is not finite.
     """
     target = directory / str(version)
     contents = _encode(version, recommender, vocabulary, metrics, training)
@@ -123,8 +124,8 @@ def _encode(
 ) -> dict[str, bytes]:
     """Return every file's bytes by name, the manifest's last."""
     config = recommender.config
-    if version < 1:
-        msg = f"version must be at least 1, got {version}"
+    if not 1 <= version <= MAX_VERSION:
+        msg = f"version must be from 1 to {MAX_VERSION}, got {version}"
         raise ValueError(msg)
     if vocabulary.n_items != config.n_items:
         msg = f"the model has {config.n_items} items, got a vocabulary of {vocabulary.n_items}"

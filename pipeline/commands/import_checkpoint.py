@@ -37,7 +37,7 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.version is not None and not 0 < self.version < 2**31:
+        if self.version is not None and not 0 < self.version < 2**31:  # models.manifest.Version
             msg = f"version must be from 1 to {2**31 - 1}, got {self.version}"
             raise SettingsInvalid(msg)
 

@@ -8,8 +8,9 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,9 @@ from pipeline.errors import FolderUnusable, TrainingLocked
 _log = logging.getLogger(__name__)
 
 VERSION = re.compile(r"[1-9][0-9]{0,6}")
+MAX_COUNTED = 1_000_000
+"""Largest announced number that new ones go on from: who may announce could else use up those of
+seven digits by one record. A trainer that releases every minute gets there in two years."""
 
 
 class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +153,17 @@ def release_versions(releases_dir: Path) -> list[int]:
         return []
     names = (path.name for path in releases_dir.iterdir())
     return sorted(int(name) for name in names if VERSION.fullmatch(name))
+
+
+def last_number(announced: Iterable[int]) -> int:
+    """Return the highest announced number that new ones go on from; 0 where there is none."""
+    return max((version for version in announced if version <= MAX_COUNTED), default=0)
+
+
+def free_number(releases_dir: Path, announced: Collection[int]) -> int:
+    """Return the number of the next release: behind those of the folder, and none announced."""
+    newest = max([*release_versions(releases_dir), last_number(announced)])
+    return next(version for version in count(newest + 1) if version not in announced)
 
 
 def manifests(releases_dir: Path) -> Iterator[Manifest]:

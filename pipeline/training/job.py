@@ -33,7 +33,7 @@ from models.training_result import TrainingDiverged, TrainingProgress, TrainResu
 from pipeline.cluster.topics import topic_id
 from pipeline.errors import NotEnoughEvents, SwapRejected
 from pipeline.settings import Settings
-from pipeline.training.folder import TrainingFolder, TrainingPlan, release_versions
+from pipeline.training.folder import TrainingFolder, TrainingPlan, free_number
 from pipeline.training.gate import evaluate_release, serving_release, why_refused
 from pipeline.training.processes import training_device
 from pipeline.training.scan_form import fastest_scan
@@ -188,11 +188,10 @@ def train_release(
         announced = announcing and (force or refused is None)
         data = _describe_data(settings, plan, read, split)
         serving_version = None if serving is None else serving.version
-        versions = [one.version for one in announcements]
-        versions += release_versions(settings.trainer.releases_dir)
+        announced_numbers = {one.version for one in announcements}
         release = write_release(
             settings.trainer.releases_dir,
-            version=max(versions, default=0) + 1,
+            version=free_number(settings.trainer.releases_dir, announced_numbers),
             recommender=result.recommender,
             vocabulary=read.vocabulary,
             metrics={

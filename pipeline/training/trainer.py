@@ -33,7 +33,7 @@ from pipeline.errors import (
 )
 from pipeline.metrics import TrainerMetrics
 from pipeline.settings import Settings, TrainerSettings
-from pipeline.training.folder import TrainingFolder, manifests, release_versions
+from pipeline.training.folder import TrainingFolder, last_number, manifests, release_versions
 from pipeline.training.job import TrainingReport, train_release
 from pipeline.training.sequences import ReadProgress
 from pipeline.worker.releases import announce, read_announcements
@@ -232,9 +232,9 @@ class Trainer:
         if manifest is None or not manifest.training.get("to_announce"):
             return
         announced = self.ask_broker(
-            lambda: [one.version for _, one in read_announcements(settings)]
+            lambda: {one.version for _, one in read_announcements(settings)}
         )
-        if manifest.version <= max(announced, default=0):
+        if manifest.version in announced or manifest.version < last_number(announced):
             return
         try:
             release = read_release(settings.trainer.releases_dir / str(manifest.version))

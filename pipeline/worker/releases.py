@@ -14,6 +14,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from models.errors import ModelError
+from models.manifest import Version
 from models.release import Release, read_release
 from pipeline.cluster.clients import (
     Record,
@@ -34,14 +35,14 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a record on the models topic.
 
     Attributes:
-        version: The release's version.
+        version: The release's version, from 1 to 2**31 - 1.
         location: Its folder, as the workers see it.
         manifest_sha256: Digest of its manifest, which holds the digests of everything else.
         created: ISO 8601, UTC.
         metrics: As in the manifest.
     """
 
-    version: int
+    version: Version
     location: str
     manifest_sha256: str
     created: str

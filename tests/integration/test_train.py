@@ -91,6 +91,13 @@ def interrupt_at_a_checkpoint(settings: Settings) -> Path:
     return checkpoint
 
 
+def announce_nowhere(settings: Settings, *versions: int) -> None:
+    """Write records to the models topic that announce releases nowhere."""
+    rest = b'"location":"/nowhere","manifest_sha256":"00","created":"x"}'
+    records = [(0, b"%d" % v, b'{"version":%d,' % v + rest) for v in versions]
+    send(settings.kafka.bootstrap_servers, settings.topics.models, records)
+
+
 def best_five_after(model: ServedModel, item_id: str) -> list[str]:
     """The items that a served model puts first after one item."""
     serving = model.serving
@@ -279,6 +286,18 @@ def test_what_serves_when_a_training_is_done_is_the_measure(world: Settings) -> 
     assert report.serving_version == 1
     assert report.refused is not None
     assert report.release.version == 4
+
+
+def test_no_record_of_the_models_topic_makes_a_number_that_none_can_serve(world: Settings) -> None:
+    """A release gets the next free number, however high or long those of records are."""
+    announce_nowhere(world, 1, 10**400, 2**63 - 1, 2**31 - 1, 9_999_999, -5)
+
+    report = train_release(world, force=True)
+
+    assert report.release.version == 2
+    announcement = announced(world)[-1]
+    assert announcement.version == 2
+    assert prepare(open_announced(announcement), device="cpu", top_k=5, ring=None).version == 2
 
 
 def test_a_number_that_is_taken_in_the_last_moment_is_not_announced_twice(world: Settings) -> None:

@@ -150,6 +150,23 @@ def test_a_worker_that_can_serve_no_announced_release_does_not_start(settings: S
         worker.wait_until_ready()
 
 
+def test_a_worker_starts_with_the_release_before_a_record_that_is_none(settings: Settings) -> None:
+    """A number that no release can have announces nothing: at a start and while it runs."""
+    create_topics(settings)
+    own = dataclasses.replace(settings, metrics=MetricsSettings(port=free_port()))
+    announce(own, random_release(own.trainer.releases_dir, ITEMS))
+    rest = b',"location":"/nowhere","manifest_sha256":"00","created":"x"}'
+    endless = (0, b"x", b'{"version":' + b"9" * 400 + rest)
+    send(own.kafka.bootstrap_servers, own.topics.models, [endless])
+
+    with running_worker(own) as worker:
+        worker.wait_until_ready()
+        send(own.kafka.bootstrap_servers, own.topics.models, [endless])
+        wait_until(lambda: worker.log().count("no announcement of a release") == 2, "both records")
+        assert worker.metric("lrurec_model_version") == 1
+        assert worker.stop() == 0
+
+
 def test_a_release_is_announced_by_the_path_that_was_given(
     settings: Settings, tmp_path: Path
 ) -> None:

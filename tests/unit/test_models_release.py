@@ -206,7 +206,8 @@ def test_every_file_is_safe_before_the_folder_appears(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 0}, "version must be at least 1, got 0"),
+        ({"version": 0}, "version must be from 1 to 2147483647, got 0"),
+        ({"version": 2**31}, "version must be from 1 to 2147483647, got 2147483648"),
         ({"vocabulary": Vocabulary(["a"], [1])}, "model has 3 items, got a vocabulary of 1"),
         ({"metrics": {"loss": float("nan")}}, "not JSON compliant"),
     ],
@@ -314,12 +315,24 @@ def test_another_manifest_than_the_announced_one_is_corrupt(path: Path) -> None:
         (lambda fields: fields.pop("created"), "missing required field `created`"),
         (lambda fields: fields.update(novelty=1), "unknown field `novelty`"),
         (lambda fields: fields.update(version="1"), r"Expected `int`, got `str` - at `\$.version`"),
+        (lambda fields: fields.update(version=-5), r"Expected `int` >= 1 - at `\$.version`"),
+        (lambda fields: fields.update(version=10**400), r"Expected `int` <= 2147483647"),
         (lambda fields: fields["model"].update(n_items=0), "n_items must be at least 1, got 0"),
         (lambda fields: fields["model"].pop("n_items"), "missing required field `n_items`"),
         (lambda fields: fields["files"].pop("vocabulary.json"), r"got \['weights.safetensors'\]"),
         (lambda fields: fields["files"].update({"../../etc/passwd": "0"}), r"\.\./\.\./etc"),
     ],
-    ids=["missing", "unknown", "type", "rule", "model", "file missing", "file outside"],
+    ids=[
+        "missing",
+        "unknown",
+        "type",
+        "below",
+        "above",
+        "rule",
+        "model",
+        "file missing",
+        "file outside",
+    ],
 )
 def test_a_manifest_with_other_fields_is_incompatible(
     path: Path, change: Callable[[dict[str, Any]], object], message: str
