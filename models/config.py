@@ -4,6 +4,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+MAX_LENGTH = 100_000
+"""Longest window: a state row remembers as many items, at 8 bytes, and leaves in one record of the
+changelog, which has 900,000."""
+_MOST = {
+    "n_items": 2**31 - 2,  # so that an index fits 32 bits, the pad's included
+    "hidden_size": 2**16,  # far above any use: one block has 34 G weights
+    "state_size": 2**17,
+    "n_blocks": 1000,  # each costs milliseconds to build, whatever its weights are
+    "max_length": MAX_LENGTH,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -14,15 +25,16 @@ class ModelConfig:
     """
 
     n_items: int
-    """Items in the vocabulary, the pad token not counted; at least 1."""
+    """Items in the vocabulary, the pad token not counted; from 1 to 2**31 - 2."""
     hidden_size: int = 64
-    """Width d of embeddings and activations; at least 1."""
+    """Width d of embeddings and activations; from 1 to 65,536."""
     state_size: int = 128
-    """Complex channels c of one block's state; at least 1. The published model has twice d."""
+    """Complex channels c of one block's state; from 1 to 131,072. The published model has twice
+    d."""
     n_blocks: int = 2
-    """Blocks of recurrence and feed-forward; at least 1."""
+    """Blocks of recurrence and feed-forward; from 1 to 1,000."""
     max_length: int = 50
-    """Positions of a training window and items the evaluation sees; at least 2."""
+    """Positions of a training window and items the evaluation sees; from 2 to `MAX_LENGTH`."""
     dropout: float = 0.2
     """Dropout of the embedding and the feed-forward layers; in [0, 1)."""
     lru_dropout: float = 0.2
@@ -31,6 +43,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "n_items", "hidden_size", "state_size", "n_blocks")
         _at_least(self, 2, "max_length")
+        for field, most in _MOST.items():
+            if getattr(self, field) > most:
+                msg = f"{field} must be at most {most}, got {getattr(self, field)}"
+                raise ValueError(msg)
         for field in ("dropout", "lru_dropout"):
             _below_one(field, getattr(self, field))
 

@@ -5,11 +5,12 @@ Nothing is read as weights or vocabulary before its digest is right, and file na
 never taken from the manifest.
 """
 
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import safetensors.torch
 import torch
 
 from models.config import ModelConfig
-from models.errors import ReleaseCorrupt, ReleaseError, ReleaseIncompatible
+from models.errors import ReleaseError, ReleaseIncompatible
 from models.manifest import (
     MANIFEST_FILE,
     MAX_VERSION,
@@ -32,9 +33,19 @@ from models.manifest import (
     sha256,
 )
 from models.recommender import Recommender
+from models.release_files import check_file, read_file
 from models.serving import ServingModel
 from models.serving_native import NativeServing
 from models.vocabulary import Vocabulary
+
+MAX_MANIFEST_BYTES = 2**24
+"""Some 40,000 validations in its history."""
+MAX_VOCABULARY_BYTES = 2**31
+"""40 million ids of 36 characters."""
+MAX_WEIGHTS_BYTES = 2**35
+"""128 million items of width 64: a minute to read, in which a worker hears of no other release."""
+MAX_WEIGHTS_HEADER_BYTES = 2**24
+"""Names and places of 100,000 weights; the largest model that is allowed has 15,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +174,9 @@ def read_manifest(path: Path) -> Manifest:
         ReleaseCorrupt: the manifest is missing or not as it was written.
         ReleaseIncompatible: its format is not the one of this software.
     """
-    return decode_manifest(path / MANIFEST_FILE, _read(path / MANIFEST_FILE))
+    return decode_manifest(
+        path / MANIFEST_FILE, read_file(path / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    )
 
 
 def read_release(path: Path, *, expected_manifest_sha256: str | None = None) -> Release:
@@ -177,15 +190,20 @@ def read_release(path: Path, *, expected_manifest_sha256: str | None = None) -> 
         ReleaseCorrupt: a file is missing or not as it was written.
         ReleaseIncompatible: its format is not the one of this software.
     """
-    content = _read(path / MANIFEST_FILE, expected_manifest_sha256)
+    content = read_file(path / MANIFEST_FILE, MAX_MANIFEST_BYTES, expected_manifest_sha256)
     manifest = decode_manifest(path / MANIFEST_FILE, content)
-    _read(path / WEIGHTS_FILE, manifest.files[WEIGHTS_FILE])
+    files, most_weight_bytes = manifest.files, _most_weight_bytes(_weight_shapes(manifest.model))
+    check_file(path / WEIGHTS_FILE, most_weight_bytes, files[WEIGHTS_FILE])
+    vocabulary_path = path / VOCABULARY_FILE
+    # Twice, so that a large file which is not the one that was written takes no memory.
+    check_file(vocabulary_path, MAX_VOCABULARY_BYTES, files[VOCABULARY_FILE])
     vocabulary = _decode_vocabulary(
-        path / VOCABULARY_FILE, _read(path / VOCABULARY_FILE, manifest.files[VOCABULARY_FILE])
+        vocabulary_path,
+        read_file(vocabulary_path, MAX_VOCABULARY_BYTES, files[VOCABULARY_FILE]),
     )
     n_items = manifest.model.n_items
     if vocabulary.n_items != n_items:
-        msg = f"{path / VOCABULARY_FILE}: expected {n_items} items, got {vocabulary.n_items}"
+        msg = f"{vocabulary_path}: expected {n_items} items, got {vocabulary.n_items}"
         raise ReleaseIncompatible(msg)
     return Release(
         path=path,
@@ -209,20 +227,22 @@ def load_recommender(release: Release) -> Recommender:
         ReleaseIncompatible: they are not those of a model of the release's config.
     """
     path = release.path / WEIGHTS_FILE
-    content = _read(path, release.files[WEIGHTS_FILE])
+    shapes = _weight_shapes(release.config)
+    content = read_file(path, _most_weight_bytes(shapes), release.files[WEIGHTS_FILE])
     try:
         weights = safetensors.torch.load(content)
-    except safetensors.SafetensorError as exc:
-        msg = f"{path}: expected a safetensors file, got: {exc}"
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as exc:
+        # The last three of what safetensors knows and PyTorch does not: numbers of four bits, say.
+        msg = f"{path}: expected a safetensors file, got: {exc!r}"
         raise ReleaseIncompatible(msg) from exc
-    with torch.device("meta"):
-        recommender = Recommender(release.config)
-    expected = {name: _describe(tensor) for name, tensor in recommender.state_dict().items()}
+    expected = {name: f"float32 {shape}" for name, shape in shapes.items()}
     got = {name: _describe(tensor) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | got.keys()):
         if expected.get(name) != got.get(name):
             msg = f"{path}: {name}: expected {expected.get(name)}, got {got.get(name)}"
             raise ReleaseIncompatible(msg)
+    with torch.device("meta"):
+        recommender = Recommender(release.config)
     recommender.load_state_dict(weights, assign=True)
     return recommender.eval()
 
@@ -236,16 +256,26 @@ def load_serving(
     return ServingModel(load_recommender(release), device, native)
 
 
-def _read(path: Path, expected_sha256: str | None = None) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as exc:
-        msg = f"{path}: expected a file of the release, got: {exc}"
-        raise ReleaseCorrupt(msg) from exc
-    if expected_sha256 is not None and sha256(content) != expected_sha256:
-        msg = f"{path}: expected SHA-256 {expected_sha256}, got {sha256(content)}"
-        raise ReleaseCorrupt(msg)
-    return content
+def _weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight by name.
+
+    One block is built, and none but on paper: how many a manifest claims is not believed before
+    the weights have them.
+    """
+    with torch.device("meta"):
+        sample = Recommender(replace(config, n_blocks=1))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in sample.state_dict().items():
+        _, is_of_block, rest = name.partition("blocks.0.")
+        names = [f"blocks.{i}.{rest}" for i in range(config.n_blocks)] if is_of_block else [name]
+        shapes |= dict.fromkeys(names, tuple(tensor.shape))
+    return shapes
+
+
+def _most_weight_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how large a file of float32 of these shapes may be."""
+    numbers = 4 * sum(map(math.prod, shapes.values()))
+    return min(numbers + MAX_WEIGHTS_HEADER_BYTES, MAX_WEIGHTS_BYTES)
 
 
 def _decode_vocabulary(path: Path, content: bytes) -> Vocabulary:
