@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from models.config import ModelConfig
+from models.config import MAX_LENGTH, ModelConfig
 from pipeline.errors import SettingsInvalid
 from pipeline.setting_checks import (
     INT32_MAX,
@@ -130,11 +130,12 @@ class RecommendSettings:
     takes lists that had not left for sent."""
 
     ring: int | None = None
-    """Recent items that a state row remembers. None: as many as a training window of the release
-    that serves, and model.max_length while none does."""
+    """Recent items that a state row remembers, at most 100,000. None: as many as a training window
+    of the release that serves, and model.max_length while none does."""
 
     def __post_init__(self) -> None:
-        check_positive("recommend", {"top_k": self.top_k, "ring": self.ring})
+        check_positive("recommend", {"top_k": self.top_k})
+        check_positive("recommend", {"ring": self.ring}, most=MAX_LENGTH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ class ModelSettings:
     """Blocks, each a linear recurrent unit and a feed-forward network."""
 
     max_length: int = 50
-    """Items of a history that one training window holds."""
+    """Items of a history that one training window holds; at most 100,000."""
 
     dropout: float = 0.2
     """Share of activations dropped in training, in embedding and feed-forward network."""

@@ -217,10 +217,16 @@ class HotRows:
         """Go over to rows of other sizes: rings are kept as far as they fit, hidden states are not.
 
         Moved rows stay moved, so the next snapshot writes them in the new layout.
+
+        Raises:
+            MemoryError: There is no room for them; everything is as it was.
         """
         heads = layout.convert_heads(self.heads)
-        self.hidden = _zero_states(layout, len(heads) + 1, self.hidden.device)
-        self.heads, self.layout = heads, layout
+        try:
+            hidden = _zero_states(layout, len(heads) + 1, self.hidden.device)
+        except RuntimeError as error:  # torch's, of either memory
+            raise MemoryError(error) from error
+        self.heads, self.hidden, self.layout = heads, hidden, layout
 
     # --- inside
 

@@ -96,6 +96,7 @@ class Swapper:
                     top_k=recommend.top_k,
                     ring=recommend.ring,
                     native=self._native,
+                    hot_rows=worker.hot_rows,
                 )
         except (SwapRejected, ModelError) as error:
             self._metrics.model_swaps["rejected"].inc()

@@ -131,8 +131,25 @@ class RecommendationProcessor:
         """Take up what other threads have: releases and commands about users."""
         self._users.take_up()
         model = self._holder.take_next()
-        if model is not None:
+        if model is None:
+            return
+        try:
             self._serve(model)
+        except MemoryError as error:  # nothing has changed: the old one can go on
+            self._holder.current = self._model
+            self._metrics.model_swaps["rejected"].inc()
+            self._metrics.rejected_version.set(model.version)
+            said = " ".join(str(error).split())
+            logger.error(
+                "release %d at %s: no memory for %d rows of %d bytes (%s); the model that serves "
+                "stays",
+                model.version,
+                model.release.path,
+                len(self._hot.heads),
+                model.layout.row_bytes,
+                said,
+            )
+        else:
             logger.info("release %d serves", model.version)
 
     def snapshot(self, partition: int) -> Snapshot:

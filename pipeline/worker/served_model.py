@@ -18,6 +18,7 @@ from models.serving_native import NativeServing, load_native_serving
 from pipeline.errors import SwapRejected
 from pipeline.setting_checks import check
 from pipeline.settings import WorkerSettings
+from pipeline.worker.room import layout_of_release
 from state.row import RowLayout
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def prepare(
     top_k: int,
     ring: int | None,
     native: NativeServing | None = None,
+    hot_rows: int = 0,
 ) -> ServedModel:
     """Load a release for serving and try it once.
 
@@ -80,20 +82,18 @@ def prepare(
         top_k: Items in a recommendation.
         ring: Items that a state row remembers; None: the release's window.
         native: The compiled form, see `fastest_serving`.
+        hot_rows: State rows that must fit into memory together.
 
     Raises:
-        SwapRejected: The weights give scores that are not finite.
+        SwapRejected: The weights give scores that are not finite, or there is no room for rows.
         models.errors.ReleaseError: The release is damaged or of another format.
     """
-    config = release.config
-    serving = load_serving(release, choose_device(device), native)
-    vocabulary = release.vocabulary
-    layout = RowLayout(
-        ring=ring or config.max_length,
-        recommended=top_k,
-        blocks=config.n_blocks,
-        channels=config.state_size,
+    chosen = choose_device(device)
+    layout = layout_of_release(
+        release, top_k=top_k, ring=ring, hot_rows=hot_rows, is_hidden_here=chosen.type == "cpu"
     )
+    serving = load_serving(release, chosen, native)
+    vocabulary = release.vocabulary
     model = ServedModel(
         release=release,
         serving=serving,

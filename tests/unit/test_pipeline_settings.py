@@ -334,6 +334,16 @@ def test_wrong_arguments_are_told_in_one_line(
             "worker.restore_deadline_s must be over 0 and at most 1000000, got 1",
         ),
         (RecommendSettings, {"top_k": 0}, "recommend.top_k must be over 0, got 0"),
+        (
+            RecommendSettings,
+            {"ring": 100_001},
+            "recommend.ring must be over 0 and at most 100000, got 100001",
+        ),
+        (
+            ModelSettings,
+            {"max_length": 100_001},
+            "model.max_length must be at most 100000, got 100001",
+        ),
         (ModelSettings, {"dropout": 1.0}, "model.dropout must be in"),
         (ModelSettings, {"max_length": 1}, "model.max_length must be at least 2"),
         (TrainerSettings, {"period_s": 0.0}, "trainer.period_s must be over 0, got 0.0"),
