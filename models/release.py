@@ -22,6 +22,7 @@ import torch
 
 from models.config import ModelConfig
 from models.errors import ReleaseError, ReleaseIncompatible
+from models.magnitudes import LARGEST, largest_number
 from models.manifest import (
     MANIFEST_FILE,
     MAX_VERSION,
@@ -224,7 +225,8 @@ def load_recommender(release: Release) -> Recommender:
 
     Raises:
         ReleaseCorrupt: the weights are missing or not as they were written.
-        ReleaseIncompatible: they are not those of a model of the release's config.
+        ReleaseIncompatible: they are not those of a model of the release's config, or scores by
+            them need not be finite.
     """
     path = release.path / WEIGHTS_FILE
     shapes = _weight_shapes(release.config)
@@ -244,6 +246,13 @@ def load_recommender(release: Release) -> Recommender:
     with torch.device("meta"):
         recommender = Recommender(release.config)
     recommender.load_state_dict(weights, assign=True)
+    largest = largest_number(recommender)
+    if not largest <= LARGEST:
+        msg = (
+            f"{path}: expected weights that give finite scores for every history, with no number "
+            f"above {LARGEST:g} on the way, got {largest:g}"
+        )
+        raise ReleaseIncompatible(msg)
     return recommender.eval()
 
 

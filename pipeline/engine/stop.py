@@ -37,7 +37,7 @@ class ExitCode(enum.IntEnum):
     """A checkpoint was refused (another worker owns the partition) or could not be confirmed."""
     DAMAGED_ROW = 76
     """A local row is damaged; its partition's local copy was removed, the next start restores
-    it."""
+    it. Or a row is none that a release can have made."""
     STALLED = 77
     """The watchdog saw work waiting and no progress, or a start took too long."""
     STORE = 78

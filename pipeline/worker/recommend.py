@@ -10,19 +10,22 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.magnitudes import LARGEST
+from models.transfers import to_host
 from pipeline.cluster.topics import changelog_name
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult, Snapshot
-from pipeline.engine.stop import ExitCode, end_process
 from pipeline.events import EventDecoder
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
+from pipeline.worker.bad_rows import end_by_damaged_row, end_by_forged_row
 from pipeline.worker.batch import MicroBatch, decode_chunks
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.histories import Histories, is_in_list, last_of_each, repeats_recent
@@ -68,7 +71,6 @@ class RecommendationProcessor:
         recommend = settings.recommend
         self._source = settings.topics.interactions
         self._changelog = changelog_name(settings.worker.app_id)
-        self._store = store
         self._holder = holder
         self._users = users
         self._metrics = metrics
@@ -78,8 +80,9 @@ class RecommendationProcessor:
         self._transactional = recommend.transactional
         self._exclude_seen = recommend.exclude_seen
         self._prequential = recommend.prequential
+        on_damaged = partial(end_by_damaged_row, store, self._changelog)
         layout = RowLayout(ring=settings.ring, recommended=self._k, blocks=1, channels=1)
-        self._hot = HotRows(layout, settings.worker.hot_rows, device, store, self._end_damaged)
+        self._hot = HotRows(layout, settings.worker.hot_rows, device, store, on_damaged)
         self._ranker = Ranker(self._hot, catalogue, self._k, exclude_seen=self._exclude_seen)
         self._popularity = Popularity()
         self._model: ServedModel | None = None
@@ -113,6 +116,9 @@ class RecommendationProcessor:
         blocked = self._users.blocked(batch.users)
         ranked = self._advance_and_rank(slots, applied, is_answered, blocked)
         clock.append(time.perf_counter())
+        best = ranked.scores[:, 0]
+        if self._model is not None and np.count_nonzero(np.isfinite(best)) < len(best):
+            self._require_numbers(self._model, batch, slots, ranked)
         results = self._results(batch, slots, ranked, is_answered, without_row)
         clock.append(time.perf_counter())
         self._count(batch, applied, ranked, is_answered)
@@ -466,16 +472,20 @@ class RecommendationProcessor:
         if len(applied.timestamp_ms):
             metrics.last_event_timestamp.set(int(applied.timestamp_ms.max()) / 1000)
 
-    def _end_damaged(self, partition: int, key: bytes) -> None:
-        self._store.destroy(partition)
-        end_process(
-            ExitCode.DAMAGED_ROW,
-            "partition %d: a local state row is damaged (checksum). The partition's local copy was "
-            "removed; start the worker again and it is restored from the changelog. Where it says "
-            "so again, the changelog's row is damaged too: send a null value with key %a to "
-            "partition %d of %s, and the user begins anew.",
-            partition,
-            key,
-            partition,
-            self._changelog,
-        )
+    def _require_numbers(
+        self, model: ServedModel, batch: MicroBatch, slots: Ints, ranked: Ranked
+    ) -> None:
+        """End where a user's state is none that a release makes: the lists would be of nothing.
+
+        To be called where a list has no best score: it may be an empty one, of a user from whom all
+        items are kept. The weights were seen to when they were loaded.
+        """
+        suspects = np.flatnonzero(~np.isfinite(ranked.scores[:, 0]))
+        hidden = self._hot.hidden[self._hot.index(slots[suspects])]
+        [largest] = to_host(hidden.abs().flatten(1).amax(1))
+        wrong = suspects[np.isnan(ranked.scores[suspects, 0]) | ~(largest <= LARGEST)]
+        if not len(wrong):
+            return
+        users = [(partition, key) for partition, keys in batch.users.items() for key in keys]
+        partition, key = users[wrong[0]]
+        end_by_forged_row(self._changelog, partition, key, model.version)

@@ -80,5 +80,5 @@ def encode_recommendations(
 
 
 def count_short(items: npt.NDArray[np.int64]) -> int:
-    """Return how many lists (u, k) hold fewer items than asked for."""
-    return int(np.count_nonzero((items == 0).any(axis=1)))
+    """Return how many lists (u, k) hold fewer items than asked for: their last place is empty."""
+    return len(items) - int(np.count_nonzero(items[:, -1]))

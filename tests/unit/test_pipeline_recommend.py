@@ -1,6 +1,7 @@
 """The processor in fixed scenes that no random sequence is sure to meet."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from models.release import Release
 from models.vocabulary import item_hash
 from pipeline.engine.chunks import Chunk
-from pipeline.settings import RecommendSettings, Settings
+from pipeline.engine.stop import ExitCode
+from pipeline.settings import RecommendSettings, Settings, WorkerSettings
+from pipeline.worker import bad_rows
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.popularity import Popularity
-from pipeline.worker.served_model import ServedModel, prepare
+from pipeline.worker.served_model import ServedModel, fastest_serving, prepare
 from pipeline.worker.wire import Recommendation
 from tests.releases import random_release
 from tests.verify_world import ITEMS, RING, K, StreamWorld, small_release
@@ -70,6 +73,62 @@ def test_a_release_that_knows_no_item_of_a_user_begins_with_an_empty_state(tmp_p
         model.serving.init_state(1), torch.tensor([model.index_of["other-1"]]), torch.tensor([1])
     )
     np.testing.assert_allclose(world.hidden("user"), state[0].numpy(), atol=STATE_TOLERANCE)
+
+
+# --- states that no release made
+
+
+class EndedError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("form", "state"),
+    [("torch", np.nan), ("torch", np.inf), ("torch", 3e38), ("native", np.nan), ("native", np.inf)],
+)
+def test_a_forged_state_ends_the_worker_before_a_list_of_it_leaves(
+    form: str, state: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user would get empty lists for ever; the line says whose row it is."""
+    said = []
+
+    def end(code: ExitCode, message: str, *values: object) -> NoReturn:
+        said.append((code, message % values))
+        raise EndedError
+
+    monkeypatch.setattr(bad_rows, "end_process", end)
+    native = fastest_serving(WorkerSettings(device="cpu")) if form == "native" else None
+    world = StreamWorld(tmp_path, SETTINGS, [])
+    release = small_release(tmp_path)
+    world.holder.offer(prepare(release, device="cpu", top_k=K, ring=RING, native=native))
+    for user in ("other", "user"):
+        world.click_all(user, "12")
+    world.run()
+    answers = len(world.topics.records[world.names.recommendations, 0])
+    world.forge_row("user", hidden=np.full((2, 8), state, np.complex64))
+    world.store.write(0, [(b"user", world.row("user"))], None)
+    world.start()
+    world.click("other", "item-3")
+    world.click("user", "item-3")
+
+    with pytest.raises(EndedError):
+        world.run()
+
+    ((code, line),) = said
+    assert code == ExitCode.DAMAGED_ROW
+    assert "partition 0: the state of user b'user' gives no numbers as scores" in line
+    assert len(world.topics.records[world.names.recommendations, 0]) == answers
+
+
+def test_an_empty_list_for_want_of_items_is_sent(tmp_path: Path) -> None:
+    """All items may be withdrawn; that is no fault of a state."""
+    world = StreamWorld(tmp_path, SETTINGS, [small_release(tmp_path)])
+    for item in ITEMS:
+        world.catalogue.apply(item.encode(), b'{"available":false}')
+    world.click_all("user", "12")
+    world.run()
+
+    assert newest_list(world).items == []
 
 
 # --- the catalogue

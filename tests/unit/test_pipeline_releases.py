@@ -8,6 +8,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from models.config import ModelConfig
+from models.errors import ReleaseIncompatible
 from models.recommender import Recommender
 from models.release import Release
 from models.serving_graphs import SETTING_UP
@@ -29,7 +30,20 @@ def test_a_release_whose_scores_are_not_finite_is_refused(tmp_path: Path) -> Non
         recommender.item_embedding.fill_(3e38)
     release = release_of(tmp_path, recommender, ITEMS, version=7)
 
-    with pytest.raises(SwapRejected, match=r"release 7 at .*: expected finite scores"):
+    with pytest.raises(ReleaseIncompatible, match=r"/7/.*: expected weights that give finite"):
+        prepare(release, device="cpu", top_k=K, ring=RING)
+
+
+def test_a_release_that_is_fine_for_its_first_item_alone_is_refused(tmp_path: Path) -> None:
+    """All other items lead to NaN, and lists of such users would be empty."""
+    config = ModelConfig(n_items=len(ITEMS), hidden_size=8, state_size=16, max_length=RING)
+    recommender = Recommender(config)
+    with torch.no_grad():
+        recommender.item_embedding[:2] = 0.01
+        recommender.embedding_norm.weight.fill_(3e38)
+    release = release_of(tmp_path, recommender, ITEMS, version=8)
+
+    with pytest.raises(ReleaseIncompatible, match="for every history"):
         prepare(release, device="cpu", top_k=K, ring=RING)
 
 
