@@ -1,13 +1,17 @@
 """A real worker process on a real Kafka: answers, swaps, refuses, stops."""
 
 import dataclasses
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
+from models.config import ModelConfig
+from models.recommender import Recommender
 from models.release import read_release
 from pipeline.__main__ import main
 from pipeline.cluster.clients import Record, read_partitions
@@ -17,7 +21,7 @@ from pipeline.worker.releases import announce
 from pipeline.worker.wire import Recommendation
 from tests.bad_records import run_worker
 from tests.kafka import free_port, send, wait_until
-from tests.releases import random_release
+from tests.releases import random_release, release_of
 from tests.worker_process import WorkerProcess, running_worker
 
 ITEMS = [f"item-{i}" for i in range(30)]
@@ -165,6 +169,42 @@ def test_a_worker_starts_with_the_release_before_a_record_that_is_none(settings:
         wait_until(lambda: worker.log().count("no announcement of a release") == 2, "both records")
         assert worker.metric("lrurec_model_version") == 1
         assert worker.stop() == 0
+
+
+def test_releases_made_to_harm_change_nothing(stream: Settings, tmp_path: Path) -> None:
+    """A running worker refuses each, hears of the next, and starts with the last good one."""
+    pipe = random_release(tmp_path, ITEMS, version=2)
+    (pipe.path / "weights.safetensors").unlink()
+    os.mkfifo(pipe.path / "weights.safetensors")
+    not_finite = Recommender(ModelConfig(n_items=len(ITEMS), hidden_size=8, state_size=16))
+    with torch.no_grad():
+        not_finite.item_embedding[:2] = 0.01
+        not_finite.embedding_norm.weight.fill_(3e38)
+    wide = Recommender(
+        ModelConfig(n_items=len(ITEMS), hidden_size=1, state_size=120_000, n_blocks=1)
+    )
+
+    with running_worker(stream) as worker:
+        worker.wait_until_ready()
+        announce(stream, pipe)
+        announce(stream, release_of(tmp_path, not_finite, ITEMS, version=3))
+        announce(stream, release_of(tmp_path, wide, ITEMS, version=4))
+        wait_until(
+            lambda: worker.metric('lrurec_model_swaps_total{result="rejected"}') == 3, "refusals"
+        )
+        produce(stream, [(0, event("user", ITEMS[0]))])
+        wait_until(lambda: len(newest(stream)) == 1, "an answer")
+        assert newest(stream)[b"user"].model_version == 1
+        log = worker.log()
+        assert worker.stop() == 0
+    with running_worker(stream) as again:
+        again.wait_until_ready()
+        assert again.metric("lrurec_model_version") == 1
+        assert again.metric("lrurec_model_rejected_version") == 4
+
+    assert "expected a regular file" in log
+    assert "expected weights that give finite scores" in log
+    assert "expected rows of at most 880000 bytes" in log
 
 
 def test_a_release_is_announced_by_the_path_that_was_given(
