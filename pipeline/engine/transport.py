@@ -36,6 +36,7 @@ from pipeline.engine.stop import end_by
 
 SCHEME = "lrurec"
 MEMBERSHIP_S = 1.0
+COMMIT_LIMIT_S = 5.0
 
 
 def register() -> None:
@@ -129,15 +130,21 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             self._waiter.set_result(None)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit source offsets; False where the group has moved on, and they are read again."""
+        """Commit source offsets; False where the group has moved on, and they are read again.
+
+        Also where it takes too long: aiokafka tries for ever where a topic is gone, and a rebalance
+        waits for it.
+        """
+        commit = self._ensure_consumer().commit(
+            {
+                driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, self.consumer.note(tp))
+                for tp, offset in offsets.items()
+            }
+        )
         try:
-            await self._ensure_consumer().commit(
-                {
-                    driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, self.consumer.note(tp))
-                    for tp, offset in offsets.items()
-                }
-            )
-        except (CommitFailedError, IllegalStateError):
+            async with asyncio.timeout(COMMIT_LIMIT_S):
+                await commit
+        except (CommitFailedError, IllegalStateError, TimeoutError):
             return False
         except KafkaError as error:
             end_by(error, "committing what was read")

@@ -219,6 +219,7 @@ def test_a_broker_may_go_away_and_return(own_broker: Settings) -> None:
         assert report.holds, report.findings
 
         with admin_client(address) as admin:
+            send(address, topic, clicks(2))  # of which a commit is on its way
             admin.delete_topics([topic])
         assert worker.wait() == ExitCode.TOPICS
     assert f"topic {topic}: partitions: expected 4" in last_words(worker)

@@ -84,19 +84,20 @@ def test_a_process_that_is_frozen_in_its_start_is_unhealthy_and_started_again(
 
 
 def test_processes_that_wait_in_their_start_for_ever_end_and_are_started_again(
-    settings: Settings,
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A release that cannot be read to its end, as on a file server that is gone.
+    """A compiler that does not come back, say.
 
     Until then they show no metrics: zeros would look like workers without a release.
     """
     stream = with_start_deadline(settings, 8.0)
+    stream = replace(stream, worker=replace(stream.worker, cache_dir=tmp_path / "nothing-yet"))
     create_topics(stream)
-    release = random_release(stream.trainer.releases_dir, ["item"])
-    announce(stream, release)
-    manifest = release.path / "manifest.json"
-    manifest.unlink()
-    os.mkfifo(manifest)
+    announce(stream, random_release(stream.trainer.releases_dir, ["item"]))
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nwhile kill -0 $PPID; do sleep 0.1; done\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")  # noqa: TID251
 
     with running_supervisor(stream) as supervised:
         first = supervised.wait_for_children()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from models.config import ModelConfig
@@ -65,6 +65,7 @@ def test_no_number_exceeds_the_bound(
     """States, outputs and scores, by either form of serving, after histories of any length."""
     recommender = model_of(seed, sizes, scales)
     bound = largest_number(recommender)
+    assume(not math.isnan(bound))  # an angle beyond float32, which is over the limit
     model = ServingModel(recommender, native=native() if form == "native" else None)
 
     found = numbers_in_use(model, seed, events)
@@ -78,6 +79,7 @@ def test_no_number_exceeds_the_bound(
     scales=st.dictionaries(st.sampled_from(NAMES), st.integers(-38, 38), max_size=4),
     events=st.integers(1, 40),
 )
+@example(seed=0, scales={"blocks.0.lru.theta_log": 2}, events=1)
 def test_a_model_that_may_serve_gives_numbers(
     seed: int, scales: dict[str, float], events: int
 ) -> None:

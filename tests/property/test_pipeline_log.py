@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.log import MAX_MESSAGE, JsonFormatter, TextFormatter
 
 FORGED = "nowhere\n2026-01-01T00:00:00.000Z CRITICAL pipeline: all is lost\x1b[2J"
-LONGEST_ESCAPE = len(r"\U0010ffff")
+LONGEST_ESCAPE = len(r"\ud800\udc00")  # in JSON; in text it is r"\U00010000"
 BESIDE_THE_MESSAGE = 200  # time, level and name before it, its length behind
 
 
