@@ -10,9 +10,7 @@ import zlib
 
 from aiokafka.errors import CorruptRecordException
 
-MAX_BYTES = (
-    128 << 20
-)  # a batch of 1 MiB, the broker's default, packed 128 times: JSON makes 10 to 30
+MAX_BYTES = 128 << 20  # 1 MiB, a broker's default, packed 128 times: JSON makes 10 to 30
 MAX_RECORDS = 1 << 20  # each of them becomes an object of some 300 bytes
 GZIP_RATIO = 1032  # at most, by RFC 1951: 258 bytes for two bits
 PIECE_BYTES = 1 << 20

@@ -130,21 +130,15 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             self._waiter.set_result(None)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit source offsets; False where the group has moved on, and they are read again.
-
-        Also where it takes too long: aiokafka tries for ever where a topic is gone, and a rebalance
-        waits for it.
-        """
-        commit = self._ensure_consumer().commit(
-            {
-                driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, self.consumer.note(tp))
-                for tp, offset in offsets.items()
-            }
-        )
+        """Commit source offsets; False where the group has moved on, and they are read again."""
         try:
-            async with asyncio.timeout(COMMIT_LIMIT_S):
-                await commit
-        except (CommitFailedError, IllegalStateError, TimeoutError):
+            await self._ensure_consumer().commit(
+                {
+                    driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, self.consumer.note(tp))
+                    for tp, offset in offsets.items()
+                }
+            )
+        except (CommitFailedError, IllegalStateError):
             return False
         except KafkaError as error:
             end_by(error, "committing what was read")
@@ -310,8 +304,7 @@ class Consumer(driver.Consumer):
             async with asyncio.timeout(self.app.engine_options.drain_timeout_s):
                 while not all(message.acked for run in self._inflight.values() for message in run):
                     await asyncio.sleep(0.02)
-        await self.commit()
-        await self.commit()  # see `wait_empty`
+        await self._commit_all()
 
     def _to_message(self, tp: TP, chunk: Chunk) -> ChunkMessage:
         message = ChunkMessage(
@@ -424,11 +417,20 @@ class Consumer(driver.Consumer):
     # --- rebalance and stop (faults: stop-in-rebalance)
 
     async def wait_empty(self) -> None:
-        """Take a last checkpoint, then commit what it covers.
-
-        Twice, because a commit that meets a running one returns without having committed anything.
-        """
+        """Take a last checkpoint, then commit what it covers."""
         await self.app.stream_service.drain()
+        await self._commit_all()
+
+    async def _commit_all(self) -> None:
+        """Commit what is acknowledged, or give up: what is not committed is read again.
+
+        Not cancelled, which Faust swallows: a rebalance goes on while aiokafka tries for ever to
+        commit, as it does where a topic is gone.
+        """
+        await asyncio.wait([self.add_future(self._commit_twice())], timeout=COMMIT_LIMIT_S)
+
+    async def _commit_twice(self) -> None:
+        """Commit; twice, because one that meets a running one returns and has committed nothing."""
         await self.commit()
         await self.commit()
 
