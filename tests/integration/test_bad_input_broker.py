@@ -23,7 +23,14 @@ from pipeline.verification.verify import verify
 from pipeline.worker.app import engine_options
 from pipeline.worker.releases import announce
 from tests.bad_records import click, free_port, history_lengths, last_words, run_worker
-from tests.kafka import admin_client, create_topic, send, unique_settings, wait_until
+from tests.kafka import (
+    admin_client,
+    committed_lag,
+    create_topic,
+    send,
+    unique_settings,
+    wait_until,
+)
 from tests.releases import random_release
 from tests.worker_process import running_worker
 
@@ -208,6 +215,8 @@ def test_a_broker_may_go_away_and_return(own_broker: Settings) -> None:
         time.sleep(AWAY_S)
         assert worker.process.poll() is None
         broker.start(settings.broker)
+        all_have(25)
+        wait_until(lambda: committed_lag(settings) == 0, "a commit that nothing new asks for")
         send(address, topic, clicks(1))
         all_have(50)
         worker.wait_until_ready()
