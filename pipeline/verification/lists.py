@@ -124,6 +124,18 @@ class OutputRules:
             hashes += history.items[max(0, count - self.most_ring) : count]
         return known.known_of(hashes)
 
+    def unseen(self, count: int, gone: int | None) -> int:
+        """Return how many items more a list may leave out, of events that the log lacks.
+
+        Args:
+            count: The user's events up to the list's that the log has.
+            gone: How many it lacks; None: not known.
+        """
+        if not self.exclude_seen:
+            return 0
+        room = max(0, self.most_ring - count)
+        return room if gone is None else min(gone, room)
+
 
 def barred_items(catalogue: Iterable[Record]) -> frozenset[str]:
     """Return the ids of items that the catalogue has called unavailable at some time, or may have.

@@ -168,7 +168,7 @@ class OutputCheck:
             answer.is_listed = answer.is_listed or _is_listed(row, output)
         if output.source == "fallback" or output.model_version == 0:
             return self._check_fallback(output)
-        return self._check_model(user, history, output, count, is_from_start=gone == 0)
+        return self._check_model(user, history, output, count, gone)
 
     def _gone(self, user: UserOf, row: Row | None) -> int | None:
         """Return how many of the user's events the log lacks; None where that is not known."""
@@ -239,9 +239,12 @@ class OutputCheck:
         return [item.item_id for item in output.items if hash_of(item.item_id) not in items]
 
     def _check_model(
-        self, user: UserOf, history: UserHistory, output: Output, count: int, *, is_from_start: bool
+        self, user: UserOf, history: UserHistory, output: Output, count: int, gone: int | None
     ) -> Problem | None:
-        """Check a list against the release it names; note it to be computed anew."""
+        """Check a list against the release it names; note it to be computed anew.
+
+        The log lacks `gone` of the user's events; None: nobody knows how many.
+        """
         version = output.model_version
         known = self._by_version.get(version)
         if known is None:
@@ -260,11 +263,12 @@ class OutputCheck:
         if len(items) not in self._rules.sizes:
             barred = set(known.release.known_of(list(self._rules.barred)))
             out = barred.union(self._rules.left_out(known.release, user, history, count))
-            least = min(max(self._rules.sizes), known.release.config.n_items - len(out))
+            left = known.release.config.n_items - len(out) - self._rules.unseen(count, gone)
+            least = min(max(self._rules.sizes), left)
             if len(items) < least:
                 return Kind.SHORT, "items", least, len(items)
         row = self._rows.newest.get(user)
-        start = self._start_of(known, row, count, is_from_start=is_from_start)
+        start = self._start_of(known, row, count, is_from_start=gone == 0)
         if start is not None:
             self._note(known, user, output, (start, count), items)
         else:

@@ -106,6 +106,11 @@ def test_a_true_stream_is_never_called_wrong(
         max_size=20,
     ),
 )
+@hypothesis.example(
+    events=[(0, 0, "item-0", None), (0, 0, "item-1", None), (0, 0, "item-2", None)],
+    steps=[(1, "swap-2")],
+    removals=[(0, "interactions", 0, 2)],
+)
 def test_what_retention_removes_at_any_time_is_never_called_wrong(
     releases: list[Release],
     events: list[tuple[int, int, str, None]],
