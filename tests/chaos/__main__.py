@@ -71,14 +71,18 @@ def main() -> int:
     assert outcome.order is not None
     for what in outcome.order.first:
         print(f"older list after a newer one: {what}")
-    print(f"done {dict(outcome.done)}, exits {dict(outcome.exits)}")
+    done = ", ".join(f"{count} {what}" for what, count in outcome.done.items())
+    ended = ", ".join(f"{count} with {code}" for code, count in sorted(outcome.exits.items()))
+    print(f"done: {done}; workers that ended and had not been killed, by exit code: {ended}")
     for what in (*outcome.hangs, *outcome.odd_exits, *outcome.judgement.wrong):
         print(f"  {what}")
     print(f"\n{HEADING}\n{outcome.line()}\n")
     if not outcome.holds:
         print(f"something did not hold; logs below {folder}; again: {outcome.replay}")
-    elif not options.keep:
-        shutil.rmtree(folder)
+    else:
+        print("everything held")
+        if not options.keep:
+            shutil.rmtree(folder)
     return int(kind.keeps_promises and not outcome.holds)
 
 
