@@ -24,7 +24,7 @@ from pipeline.engine.partitions import OwnedPartition
 from pipeline.engine.positions import go_on_from_the_start
 from pipeline.engine.reading import Reading
 from pipeline.engine.service_log import SERVICE_LOG
-from pipeline.engine.stop import ExitCode, end_by, end_process
+from pipeline.engine.stop import ExitCode, end_process, ending_on_error
 from pipeline.errors import BrokerRefuses, BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -91,12 +91,8 @@ class Restore(Service):
             self._job = self.add_future(self._guarded(set(assigned), generation_id))
 
     async def _guarded(self, assigned: set[Any], generation: int) -> None:
-        try:
+        with ending_on_error("restoring the assigned partitions"):
             await self._take_assignment(assigned, generation)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            end_by(error, "restoring the assigned partitions")
 
     async def _take_assignment(self, assigned: set[Any], generation: int) -> None:
         app, stream, consumer = self.app, self.app.stream_service, self.app.consumer
@@ -303,7 +299,7 @@ class Restore(Service):
 
     async def _stand_by(self, number: int, log_id: bytes) -> None:
         """Follow the changelog of a partition that another worker owns, until cancelled."""
-        try:
+        with ending_on_error(f"following the changelog of partition {number}"):
             while True:
                 reading = await self._reader.begin(number, log_id, follow=True)
                 try:
@@ -319,10 +315,6 @@ class Restore(Service):
                     log_id = await self._ask_log_id()
                 finally:
                     self._reader.drop(reading)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            end_by(error, f"following the changelog of partition {number}")
 
     async def _stop_standbys(self, numbers: set[int]) -> None:
         tasks = [self._standbys.pop(number) for number in numbers]

@@ -2,14 +2,16 @@
 
 Nothing may escape the body of a Faust agent: Faust would acknowledge what was in work and go on (a
 crashed batch, and silently everything behind it, would be lost). So the process ends at once, as if
-it had been
-killed: what was not committed is read again by whoever owns the partition next.
+it had been killed: what was not committed is read again by whoever owns the partition next.
 """
 
+import asyncio
 import enum
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from aiokafka.errors import KafkaError
@@ -48,6 +50,17 @@ class ExitCode(enum.IntEnum):
     """The interactions topic is gone or has other partitions than when the worker started."""
     NAME_TAKEN = 81
     """Another worker runs under the same `kafka.group-instance-id`."""
+
+
+@contextmanager
+def ending_on_error(doing: str) -> Iterator[None]:
+    """Let nothing but a cancellation escape: anything else ends the process, see `end_by`."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        end_by(error, doing)
 
 
 def end_by(error: BaseException, doing: str) -> NoReturn:

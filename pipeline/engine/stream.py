@@ -29,7 +29,7 @@ from pipeline.engine.partitions import (
 from pipeline.engine.processor import PartitionResult, Processor
 from pipeline.engine.pulse import Pulse
 from pipeline.engine.service_log import SERVICE_LOG
-from pipeline.engine.stop import ExitCode, end_by, end_process
+from pipeline.engine.stop import ExitCode, end_process, ending_on_error
 from state.store import StateStore
 
 GATHER_TURNS = 4
@@ -187,7 +187,7 @@ class StreamService(Service):
     @Service.task
     async def _compute_batches(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
+        with ending_on_error("a micro-batch"):
             while True:
                 gathered = await self._gather()
                 events = [event for event in gathered if self._is_current(event)]
@@ -198,10 +198,6 @@ class StreamService(Service):
                 parts = {number: self.partitions[number] for number, _ in pairs}
                 future = loop.run_in_executor(self.compute, self._process, pairs, parts)
                 await self._computing.put((events, parts, future))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            end_by(error, "a micro-batch")
 
     def _process(
         self, pairs: Sequence[tuple[int, Chunk]], parts: Mapping[int, OwnedPartition]
@@ -219,7 +215,7 @@ class StreamService(Service):
 
     @Service.task
     async def _emit_batches(self) -> None:
-        try:
+        with ending_on_error("a micro-batch"):
             while True:
                 events, parts, future = await self._computing.get()
                 results = await future
@@ -227,24 +223,16 @@ class StreamService(Service):
                 await self._emit(events, parts, results)
                 self._reach("sent")
                 self._finish_batch()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            end_by(error, "a micro-batch")
 
     @Service.task
     async def _take_checkpoints(self) -> None:
-        try:
+        with ending_on_error("taking checkpoints"):
             await self.checkpointer.run(self.partitions)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            end_by(error, "taking checkpoints")
 
     @Service.task
     async def _refresh(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
+        with ending_on_error("taking up a release or commands about users"):
             while not self.should_stop:
                 parts = dict(self.partitions)
                 moved = await loop.run_in_executor(self.compute, self.processor.refresh, set(parts))
@@ -253,10 +241,6 @@ class StreamService(Service):
                     part.moved_rows = max(rows, part.moved_rows)
                     self._begin_if_full(part)
                 await self.sleep(REFRESH_PERIOD_S)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            end_by(error, "taking up a release or commands about users")
 
     def _is_current(self, event: Any) -> bool:
         return bool(
