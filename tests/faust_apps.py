@@ -22,7 +22,6 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from kafka.structs import TopicPartition
 
-from pipeline.cluster.topics import TABLE_NAME
 from pipeline.engine.app import RAW, EngineApp, create_engine_app
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult, Snapshot
@@ -130,7 +129,6 @@ def engine_app(settings: Settings, processor: OffsetProcessor, **more: Any) -> E
         MemoryStore(),
         partitions=settings.topics.partitions,
         data_dir=Path(tempfile.mkdtemp(prefix="engine-")),
-        table_name=TABLE_NAME,
         web_enabled=False,
         table_standby_replicas=0,
         **more,

@@ -9,6 +9,7 @@ from typing import Any
 import faust
 
 from pipeline.cluster.reachable import pass_over_silent_servers
+from pipeline.cluster.topics import TABLE_NAME, changelog_name
 from pipeline.engine import table, transport
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.processor import Processor
@@ -90,26 +91,24 @@ def create_engine_app(
     data_dir: Path,
     on_checkpoint: Callable[[int, float], None] = lambda rows, seconds: None,
     at_stage: Callable[[str], None] | None = None,
-    table_name: str = "users",
     **faust_settings: Any,
 ) -> EngineApp:
     """Build the app: one source topic, one table, one agent. Nothing connects yet.
 
     Args:
-        options: Engine options; `options.changelog` has to be `{app_id}-{table_name}-changelog`.
+        options: Engine options; `options.changelog` has to be the one of `options.app_id`.
         processor: Turns records into rows and outputs.
         store: Keeps the rows.
         partitions: Partition count of the source topic, and so of everything else.
         data_dir: For Faust's own files.
         on_checkpoint: Is told (rows, seconds) after each checkpoint.
         at_stage: For crash tests: told every stage that is reached.
-        table_name: Name of the table.
         **faust_settings: Passed to `faust.App`.
 
     Returns:
         The app, to be run by `faust.Worker`.
     """
-    expected = f"{options.app_id}-{table_name}-changelog"
+    expected = changelog_name(options.app_id)
     if options.changelog != expected:
         msg = f"changelog: Faust names it {expected!r}, got {options.changelog!r}"
         raise ValueError(msg)
@@ -136,7 +135,7 @@ def create_engine_app(
     )
     app.engine_options = options
     source = app.topic(options.source, **RAW)
-    app.Table(table_name, key_type=bytes, value_type=bytes, partitions=partitions)
+    app.Table(TABLE_NAME, key_type=bytes, value_type=bytes, partitions=partitions)
     app.stream_service = StreamService(
         app,
         options,

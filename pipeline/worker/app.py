@@ -28,7 +28,7 @@ from pipeline.cluster.clients import (
     place_of,
     read_partitions,
 )
-from pipeline.cluster.topics import TABLE_NAME, changelog_name, require_topics, topic_id
+from pipeline.cluster.topics import changelog_name, require_topics, topic_id
 from pipeline.engine.app import EngineApp, create_engine_app
 from pipeline.engine.compat import check_versions
 from pipeline.engine.options import EngineOptions
@@ -113,7 +113,6 @@ def create_app(
         store,
         partitions=partitions,
         data_dir=settings.worker.data_dir / "faust",
-        table_name=TABLE_NAME,
         on_checkpoint=metrics.count_checkpoint,
         at_stage=at_stage,
         broker_credentials=faust_credentials(kafka),

@@ -97,7 +97,6 @@ class CountingProcessor:
 def run(settings: Settings, events: int) -> None:
     import uvloop
 
-    from pipeline.cluster.topics import TABLE_NAME
     from pipeline.engine.app import create_engine_app
     from pipeline.worker.app import StreamWorker, engine_options
     from state.rocks import RocksStore
@@ -110,7 +109,6 @@ def run(settings: Settings, events: int) -> None:
         RocksStore(settings.worker.data_dir / "states", settings.store),
         partitions=PARTITIONS,
         data_dir=settings.worker.data_dir,
-        table_name=TABLE_NAME,
         consumer_max_fetch_size=settings.kafka.max_fetch_bytes,
         web_enabled=False,
     )

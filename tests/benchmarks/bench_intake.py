@@ -107,7 +107,6 @@ class IdleProcessor:
 def run_chunks(settings: Settings, events: int) -> None:
     import uvloop
 
-    from pipeline.cluster.topics import TABLE_NAME
     from pipeline.engine.app import create_engine_app
     from pipeline.worker.app import StreamWorker, engine_options
     from state.memory import MemoryStore
@@ -120,7 +119,6 @@ def run_chunks(settings: Settings, events: int) -> None:
         MemoryStore(),
         partitions=PARTITIONS,
         data_dir=settings.worker.data_dir,
-        table_name=TABLE_NAME,
         consumer_max_fetch_size=settings.kafka.max_fetch_bytes,
         web_enabled=False,
     )
