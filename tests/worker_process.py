@@ -181,7 +181,7 @@ def running_worker(settings: Settings, *, die_at: str = "none:0") -> Iterator[Wo
             worker.kill()
 
 
-def signal_at_stage(argument: str) -> Callable[[str], None] | None:
+def signal_at_stage(argument: str) -> Callable[[str], None]:
     """Read STAGE:N:SIGNAL; what to call with each stage that is reached."""
     stage, times, name = argument.split(":")
     left = int(times)
@@ -193,7 +193,7 @@ def signal_at_stage(argument: str) -> Callable[[str], None] | None:
             if left == 0:
                 os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
-    return reach if left else None
+    return reach
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def create_engine_app(
     partitions: int,
     data_dir: Path,
     on_checkpoint: Callable[[int, float], None] = lambda rows, seconds: None,
-    at_stage: Callable[[str], None] | None = None,
+    at_stage: Callable[[str], None] = lambda stage: None,
     **faust_settings: Any,
 ) -> EngineApp:
     """Build the app: one source topic, one table, one agent. Nothing connects yet.

@@ -249,7 +249,7 @@ class Checkpointer:
         compute: Executor,
         disk: Executor,
         on_checkpoint: Callable[[int, float], None],
-        at_stage: Callable[[str], None] | None,
+        at_stage: Callable[[str], None],
     ) -> None:
         self._options = options
         self._processor = processor
@@ -344,14 +344,14 @@ class Checkpointer:
             if results:
                 self._processor.sent(results, time.time())
         await asyncio.gather(*confirmations)
-        self._reach("committed")
+        self._at_stage("committed")
         await loop.run_in_executor(self._disk, self._keep, part, snapshot, position, reflects)
         if snapshot.rows:
             self._compute.submit(self._processor.settled, part.number, snapshot)
-        self._reach("written")
+        self._at_stage("written")
         for event in events:
             event.ack()
-        self._reach("acknowledged")
+        self._at_stage("acknowledged")
         self._on_checkpoint(len(snapshot.rows), time.monotonic() - started_s)
 
     def _take(self, part: OwnedPartition) -> tuple[Snapshot, list[PartitionResult]]:
@@ -370,10 +370,6 @@ class Checkpointer:
             self._store.write(part.number, snapshot.rows, position)
         if reflects is not None:
             self._store.set_mark(part.number, Mark(part.mark, reflects).encode())
-
-    def _reach(self, stage: str) -> None:
-        if self._at_stage is not None:
-            self._at_stage(stage)
 
     async def fence(self, number: int) -> OwnedPartition:
         """Take the partition: from here on an older owner's writes are refused."""
@@ -412,7 +408,7 @@ class Checkpointer:
         beside = await send_records(part.producer, self._options.output, part.number, outputs)
         # aiokafka commits what remains where the broker refused a batch.
         await asyncio.gather(*[future for future, _ in batches + beside])
-        self._reach("rows-sent")
+        self._at_stage("rows-sent")
         await part.producer.commit_transaction()
         future, count = batches[-1]
         first = int((await future).offset)

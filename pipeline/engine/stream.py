@@ -60,7 +60,7 @@ class StreamService(Service):
         store: StateStore,
         *,
         on_checkpoint: Callable[[int, float], None] = lambda rows, seconds: None,
-        at_stage: Callable[[str], None] | None = None,
+        at_stage: Callable[[str], None] = lambda stage: None,
         **kwargs: Any,
     ) -> None:
         self.app = app
@@ -219,9 +219,9 @@ class StreamService(Service):
             while True:
                 events, parts, future = await self._computing.get()
                 results = await future
-                self._reach("computed")
+                self._at_stage("computed")
                 await self._emit(events, parts, results)
-                self._reach("sent")
+                self._at_stage("sent")
                 self._finish_batch()
 
     @Service.task
@@ -315,10 +315,6 @@ class StreamService(Service):
         end = consumer.last_known_end(tp)
         if end is not None and newest_offset >= end:  # as of the last fetch; ask again
             await consumer.require_readable(tp, newest_offset + 1)
-
-    def _reach(self, stage: str) -> None:
-        if self._at_stage is not None:
-            self._at_stage(stage)
 
     def lags(self) -> dict[int, int]:
         """Return, per owned partition, how many source offsets lie behind what was answered."""

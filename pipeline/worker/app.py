@@ -90,7 +90,7 @@ def create_app(
     metrics: Metrics,
     *,
     partitions: int,
-    at_stage: Callable[[str], None] | None = None,
+    at_stage: Callable[[str], None] = lambda stage: None,
 ) -> EngineApp:
     """Build the Faust app; nothing connects before it is started.
 
@@ -208,7 +208,7 @@ def create_worker(
     registry: CollectorRegistry,
     *,
     start: StartWatch | None = None,
-    at_stage: Callable[[str], None] | None = None,
+    at_stage: Callable[[str], None] = lambda stage: None,
     supervised: bool = False,
 ) -> Worker:
     """Check everything, load the newest release and build a worker.

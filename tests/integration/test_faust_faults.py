@@ -290,7 +290,7 @@ def checkpointer(settings: Settings, threads: ThreadPoolExecutor) -> Checkpointe
         compute=threads,
         disk=threads,
         on_checkpoint=lambda rows, seconds: None,
-        at_stage=None,
+        at_stage=lambda stage: None,
     )
 
 

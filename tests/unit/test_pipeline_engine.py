@@ -81,7 +81,7 @@ def bare_checkpointer(kind: type[Checkpointer], threads: ThreadPoolExecutor) -> 
         compute=threads,
         disk=threads,
         on_checkpoint=lambda rows, seconds: None,
-        at_stage=None,
+        at_stage=lambda stage: None,
     )
 
 

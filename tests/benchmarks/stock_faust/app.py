@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> faust.App:
 
 def main() -> None:
     settings = parse_command(Command, sys.argv[2:], prog="worker").settings
-    reach = signal_at_stage(sys.argv[1]) or (lambda stage: None)
+    reach = signal_at_stage(sys.argv[1])
     app = create_app(settings)
     source = app.topic(settings.topics.interactions, **RAW)
     output = app.topic(settings.topics.recommendations, **RAW)
