@@ -44,7 +44,6 @@ class Restore(Service):
     def __init__(self, app: Any, tables: Any, **kwargs: Any) -> None:
         self.app, self.tables = app, tables
         self.completed = asyncio.Event()
-        self.in_recovery = False  # asked by Faust's consumer
         self._generation: int | None = None
         self._job: asyncio.Future[None] | None = None
         self._stream_start: asyncio.Future[Any] | None = None
@@ -385,15 +384,14 @@ class TableManager(FaustTableManager):
     """Faust's table manager with our restore."""
 
     logger = SERVICE_LOG
-    _restore: Restore | None = None
+    _recovery: Restore | None = None
 
     @property
     def recovery(self) -> Restore:
         """The service that carries out assignments."""
-        if self._restore is None:
-            self._restore = Restore(self.app, self, beacon=self.beacon, loop=self.loop)
-            self._recovery = self._restore  # where stock looks for it when it stops
-        return self._restore
+        if self._recovery is None:
+            self._recovery = Restore(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
 
     async def on_start(self) -> None:
         """Start at once; stock sleeps a second first."""
