@@ -90,7 +90,7 @@ class StreamService(Service):
         self._in_flight = 0
         self._finished_s = -math.inf
         self._accepting = False
-        self._position: dict[tuple[int, Any], int] = {}
+        self._position: dict[Any, int] = {}  # where the next chunk of a partition has to start
         self._producer: AIOKafkaProducer | None = None
         self._giving_up: asyncio.Future[None] | None = None
         self.pulse = Pulse(options, self.has_work)
@@ -124,8 +124,7 @@ class StreamService(Service):
         chunk, tp, epoch = message.chunk, message.tp, message.epoch
         if epoch != consumer.epoch:
             return
-        place = epoch, tp
-        expected = self._position.get(place, consumer.restarted_at[tp])
+        expected = self._position.get(tp, consumer.restarted_at[tp])
         if chunk.start != expected:
             end_process(
                 ExitCode.HOLE,
@@ -137,7 +136,7 @@ class StreamService(Service):
                 chunk.start,
                 expected,
             )
-        self._position[place] = chunk.next_offset
+        self._position[tp] = chunk.next_offset
         while self._is_full() and epoch == consumer.epoch:
             self._room.clear()
             await self._room.wait()

@@ -387,7 +387,6 @@ class Consumer(driver.Consumer):
         tps = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
         offsets = await self._thread.call_thread(self._thread.seek_sources, tps)
         for tp, offset in offsets.items():
-            self._read_offset[tp] = offset or None
             self._committed_offset[tp] = offset or None
         self._restart_at(offsets)
 
@@ -395,7 +394,7 @@ class Consumer(driver.Consumer):
         """Commit an offset, also a lower one than before, and read on from there."""
         await self._thread.call_thread(self._thread._commit, {tp: offset})
         await self.seek(tp, offset)
-        self._read_offset[tp] = self._committed_offset[tp] = offset or None
+        self._committed_offset[tp] = offset or None
 
     async def beginning(self, tp: TP) -> int:
         """Ask for the first offset that a partition has."""
