@@ -53,31 +53,12 @@ class Store(SerializedStore):
     def _size(self) -> int:
         return sum(1 for _ in self._rows())
 
-    def _refuse(self) -> NoReturn:
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         msg = f"table {self.table_name!r} is written by checkpoints only"
         raise TypeError(msg)
 
-    def _set(self, key: bytes, value: bytes | None) -> None:
-        self._refuse()
-
-    def _del(self, key: bytes) -> None:
-        self._refuse()
-
-    def _clear(self) -> None:
-        self._refuse()
-
-    def persisted_offset(self, tp: Any) -> int | None:
-        """Return the changelog offset that the local rows reflect."""
-        position: int | None = self.app.stream_service.store.position(tp.partition)
-        return position
-
-    async def backup_partition(self, tp: Any, *args: Any, **kwargs: Any) -> None:
-        """Refuse: the changelog is the copy."""
-        self._refuse()
-
-    def restore_backup(self, tp: Any, *args: Any, **kwargs: Any) -> None:
-        """Refuse: the changelog is the copy."""
-        self._refuse()
+    _set = _del = _clear = _refuse
+    backup_partition = restore_backup = _refuse  # the changelog is the copy
 
     def reset_state(self) -> None:
         """Remove nothing: a local copy is only removed with a reason (see `Restore`)."""
