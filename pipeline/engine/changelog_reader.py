@@ -223,11 +223,14 @@ class ChangelogReader:
         while True:
             try:
                 taken = await fetch_chunks(self._consumer._fetcher, self._tps, 1.0, 1 << 30)
-                for tp, chunks in taken.items():
-                    for chunk in chunks:
-                        reading = self._accept(tp, chunk)
-                        if reading is not None:
-                            await self._chunks.put((reading, chunk))
+                accepted = [  # all at once: while one is put, another reading may begin
+                    (reading, chunk)
+                    for tp, chunks in taken.items()
+                    for chunk in chunks
+                    if (reading := self._accept(tp, chunk)) is not None
+                ]
+                for reading_and_chunk in accepted:
+                    await self._chunks.put(reading_and_chunk)
             except Exception as error:  # whoever waits for a partition is told
                 for reading in self.readings():
                     reading.fail(error)
