@@ -6,7 +6,6 @@ module: what an operator can act on leaves as `BrokerUnavailable` or `TopicMisma
 """
 
 import asyncio
-import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +24,6 @@ from pipeline.cluster.reachable import pass_over_silent_servers, reach
 from pipeline.cluster.rights import TOPIC_REFUSED, grant, in_words
 from pipeline.errors import BrokerRefuses, BrokerUnavailable, SettingsInvalid, TopicMismatch
 from pipeline.settings import KafkaSettings
-
-_log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 READ_WAIT_MS = 200

@@ -207,7 +207,7 @@ FAULTS = {
     "neither-key-nor-value": Fault(
         what="AIOKafkaProducer.send refuses a record with neither key nor value.",
         known_in=AIOKAFKA,
-        answer="partitions.send_dead_letters builds its batches itself.",
+        answer="sending.send_dead_letters builds its batches itself.",
         shown_by=(
             _CLIENT_TESTS
             + "stock_sends_no_record_without_key_and_value_but_a_dead_letter_may_be_one",

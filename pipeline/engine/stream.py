@@ -19,15 +19,10 @@ from mode import Service
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.clients import start_client, stop_quietly
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.partitions import (
-    MAX_BATCH_BYTES,
-    Checkpointer,
-    OwnedPartition,
-    send_dead_letters,
-    send_records,
-)
+from pipeline.engine.partitions import Checkpointer, OwnedPartition
 from pipeline.engine.processor import PartitionResult, Processor
 from pipeline.engine.pulse import Pulse
+from pipeline.engine.sending import MAX_BATCH_BYTES, send_dead_letters, send_records
 from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import ExitCode, end_process, ending_on_error
 from state.store import StateStore

@@ -10,7 +10,7 @@ from pipeline.errors import SwapRejected
 from state.row import RowLayout
 
 MAX_ROW_BYTES = 880_000
-"""Longest row: with its key it is to leave in a batch of `pipeline.engine.partitions`."""
+"""Longest row: with its key it is to leave in a batch of `pipeline.engine.sending`."""
 ROOM_SHARE = 0.5
 """Of the memory, for rows in use. While a worker goes over to a release, rows of before lie beside
 them, and it needs room for more than rows."""

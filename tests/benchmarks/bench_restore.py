@@ -27,7 +27,7 @@ from pipeline.cluster.broker import running_broker
 from pipeline.cluster.topics import CHANGELOG_CONFIG
 from pipeline.engine.changelog_reader import ChangelogReader
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.partitions import send_records
+from pipeline.engine.sending import send_records
 from pipeline.settings import BrokerSettings
 from state.rocks import RocksStore
 from tests.benchmarks.report import machine, spread, write_json

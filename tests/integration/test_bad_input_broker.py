@@ -15,8 +15,8 @@ from aiokafka import AIOKafkaProducer
 from pipeline.cluster import broker
 from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.topics import create_topics
-from pipeline.engine.partitions import send_dead_letters
 from pipeline.engine.processor import DeadLetter
+from pipeline.engine.sending import send_dead_letters
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.verification.verify import verify

@@ -23,8 +23,8 @@ from kafka.structs import TopicPartition as AdminTopicPartition
 from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.header_names import tolerate_bad_names
 from pipeline.engine.chunks import fetch_chunks
-from pipeline.engine.partitions import send_dead_letters
 from pipeline.engine.processor import DeadLetter
+from pipeline.engine.sending import send_dead_letters
 from pipeline.settings import Settings
 from pipeline.worker.app import engine_options
 from tests.bad_records import Raw, send_raw

@@ -23,14 +23,9 @@ from faust.types import TP
 
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.options import EngineOptions
-from pipeline.engine.partitions import (
-    MAX_BATCH_BYTES,
-    MIN_PAUSE_S,
-    Checkpointer,
-    OwnedPartition,
-    remedy,
-)
+from pipeline.engine.partitions import MIN_PAUSE_S, Checkpointer, OwnedPartition, remedy
 from pipeline.engine.processor import PartitionResult
+from pipeline.engine.sending import MAX_BATCH_BYTES
 from pipeline.engine.stream import MAX_WAITING_BYTES, StreamService
 from pipeline.engine.transport import Consumer
 from pipeline.worker.app import allow_open_files

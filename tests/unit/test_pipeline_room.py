@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from models.config import MAX_LENGTH, ModelConfig
 from models.recommender import Recommender
 from models.release import Release
-from pipeline.engine.partitions import MAX_BATCH_BYTES
+from pipeline.engine.sending import MAX_BATCH_BYTES
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics
 from pipeline.settings import RecommendSettings, Settings, WorkerSettings

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cluster.topic_differences import Difference, FoundTopic, find_differences
 from pipeline.cluster.topics import LEAST_MESSAGE_BYTES, all_topics, changelog_name
-from pipeline.engine.partitions import MAX_BATCH_BYTES
+from pipeline.engine.sending import MAX_BATCH_BYTES
 from pipeline.settings import Settings
 
 SETTINGS = Settings()
