@@ -171,7 +171,7 @@ def create_topics(settings: Settings) -> list[str]:
                     )
                     raise TopicMismatch(msg)
             admin.wait_for_topics(list(wanted))
-        _raise_fatal(_differences(admin, settings))
+        _raise_fatal(_differences(settings, _describe_whole(admin, settings)))
     return list(wanted)
 
 
@@ -182,7 +182,8 @@ def existing_topics(settings: Settings) -> dict[str, int]:
         BrokerUnavailable: No answer from Kafka.
     """
     with kafka_admin(settings.kafka) as admin:
-        return _partition_counts(_describe(admin, settings))
+        found = _describe(admin, settings)
+    return {name: topic.partitions for name, topic in found.items() if topic.partitions}
 
 
 def topic_id(kafka: KafkaSettings, name: str) -> str:
@@ -208,7 +209,7 @@ def check_topics(settings: Settings) -> list[Difference]:
         BrokerUnavailable: No answer from Kafka.
     """
     with kafka_admin(settings.kafka) as admin:
-        return _differences(admin, settings)
+        return _differences(settings, _describe_whole(admin, settings))
 
 
 def require_topics(settings: Settings, *, log_notes: bool = True) -> int:
@@ -226,11 +227,12 @@ def require_topics(settings: Settings, *, log_notes: bool = True) -> int:
         TopicMismatch: A topic is missing or unfit; the message has topic, expected, got and remedy.
     """
     with kafka_admin(settings.kafka) as admin:
-        differences = _differences(admin, settings)
-        _raise_fatal(differences)
-        for difference in differences if log_notes else ():
-            _log.warning("%s", difference)
-        return _partition_counts(_describe(admin, settings))[settings.topics.interactions]
+        found = _describe_whole(admin, settings)
+    differences = _differences(settings, found)
+    _raise_fatal(differences)
+    for difference in differences if log_notes else ():
+        _log.warning("%s", difference)
+    return found[settings.topics.interactions].partitions
 
 
 def _raise_fatal(differences: list[Difference]) -> None:
@@ -241,13 +243,7 @@ def _raise_fatal(differences: list[Difference]) -> None:
         raise TopicMismatch(msg)
 
 
-def _differences(admin: KafkaAdminClient, settings: Settings) -> list[Difference]:
-    found = _describe(admin, settings)
-    configs = _configs(admin, [name for name, topic in found.items() if topic.partitions])
-    for name, config in configs.items():
-        # An answer without a single setting is how a missing right looks.
-        right = None if config else "DescribeConfigs"
-        found[name] = replace(found[name], config=config, missing_right=right)
+def _differences(settings: Settings, found: Mapping[str, FoundTopic]) -> list[Difference]:
     return find_differences(
         _wanted(settings, found),
         found,
@@ -276,8 +272,15 @@ def _describe(admin: KafkaAdminClient, settings: Settings) -> dict[str, FoundTop
     return found
 
 
-def _partition_counts(found: Mapping[str, FoundTopic]) -> dict[str, int]:
-    return {name: topic.partitions for name, topic in found.items() if topic.partitions}
+def _describe_whole(admin: KafkaAdminClient, settings: Settings) -> dict[str, FoundTopic]:
+    """Return the same with Kafka's settings of them."""
+    found = _describe(admin, settings)
+    configs = _configs(admin, [name for name, topic in found.items() if topic.partitions])
+    for name, config in configs.items():
+        # An answer without a single setting is how a missing right looks.
+        right = None if config else "DescribeConfigs"
+        found[name] = replace(found[name], config=config, missing_right=right)
+    return found
 
 
 def _configs(admin: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
