@@ -285,7 +285,7 @@ def _check_port_free(host: str, port: int) -> None:
     while not _is_free(port, host) and now_s < min(deadline_s, seen_dying_s + CLOSING_S):
         time.sleep(POLL_S)
         now_s = time.monotonic()
-        if _any_dying():
+        if any(map(_is_dying, psutil.process_iter())):
             seen_dying_s = now_s
     if _is_free(port, host):
         return
@@ -345,11 +345,6 @@ def _wait_gone(pid: int, deadline_s: float) -> bool:
             return False
         time.sleep(POLL_S)
     return True
-
-
-def _any_dying() -> bool:
-    """Whether a killed process is on its way out; see `_is_dying`."""
-    return any(_is_dying(process) for process in psutil.process_iter())
 
 
 def _is_dying(process: psutil.Process) -> bool:
