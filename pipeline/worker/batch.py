@@ -51,7 +51,6 @@ class MicroBatch:
         skipped: Events whose type does not count.
         forgotten: Events from before the time up to which their user is forgotten.
         forgotten_users: Per partition these events' users, with the offset of the last of each.
-        partitions: Every partition that a chunk came from.
     """
 
     users: dict[int, list[bytes]]
@@ -64,7 +63,6 @@ class MicroBatch:
     item_ids: list[str]
     event_id: Hashes
     record_ms: Ints
-    partitions: list[int]
     dead: dict[int, list[DeadRecord]] = field(default_factory=dict)
     skipped: int = 0
     forgotten: int = 0
@@ -78,11 +76,6 @@ class MicroBatch:
         self.user += np.repeat(before, sizes)[self.user]
         for partition, keys in more.items():
             self.users[partition].extend(keys)
-
-    @property
-    def n_users(self) -> int:
-        """Number of distinct users."""
-        return sum(len(keys) for keys in self.users.values())
 
 
 def event_id_hash(event_id: str | None) -> int:
@@ -149,7 +142,6 @@ def decode_chunks(
         item_ids=[item_id for item_id, _ in names],
         event_id=np.array([event_id_hash(event_id) for _, event_id in names], np.uint64),
         record_ms=table[:, 3],
-        partitions=list(keys),
         dead=dead,
         skipped=skipped,
         forgotten=forgotten,

@@ -55,8 +55,7 @@ class Ranked:
         source: int64 (u,), index into `SOURCES`.
         hashes: uint64, by index; 0 at 0.
         item_json: Beginning of each item in JSON, by index.
-        before: uint64 (e, k), the list in force before each applied event; None where it was not
-            asked for.
+        before: uint64 (e, k), the list in force before each applied event, where it was asked for.
     """
 
     items: Ints
@@ -161,13 +160,12 @@ class Ranker:
     def by_popularity(
         self,
         popularity: Popularity,
-        slots: Ints,
-        applied: Applied,
+        n_users: int,
         histories: Histories | None,
         blocked: Mapping[int, Hashes],
     ) -> Ranked:
         """Rank for every user by what was popular so far; the answer while there is no release."""
-        k, size, users = self._k, self._hot.heads["ring"].shape[1], np.arange(len(slots))
+        k, size, users = self._k, self._hot.heads["ring"].shape[1], np.arange(n_users)
         left_out: dict[int, Hashes] = dict(blocked)
         if self._exclude_seen and histories is not None:
             nothing = np.empty(0, np.uint64)
@@ -177,7 +175,7 @@ class Ranker:
             k + max(map(len, left_out.values()), default=0), self._catalogue.unavailable_hashes()
         )
         candidates = np.arange(1, len(hashes))
-        items = np.zeros((len(slots), k), np.int64)
+        items = np.zeros((n_users, k), np.int64)
         items[:, : len(candidates)] = candidates[:k]
         for i, out in left_out.items():
             first = candidates[: k + len(out)]
@@ -185,16 +183,15 @@ class Ranker:
             items[i] = 0
             items[i, : len(left)] = left
         scores = np.array(counts, np.float32)[items]
-        source = np.full(len(slots), FALLBACK)
-        before = self._hot.heads["recommended"][slots][applied.user]
-        return Ranked(items, scores, source, hashes, item_json, before)
+        source = np.full(n_users, FALLBACK)
+        return Ranked(items, scores, source, hashes, item_json)
 
     def _advance(
         self, model: ServedModel, slots: Ints, user: Ints, item: Ints, last: Ints
     ) -> Tensor:
         """Move the states of the users over their items; the outputs (e, d) after each."""
         if not len(user):
-            return model.serving.cold_start()[None][:0]
+            return model.cold_start[None][:0]
         at, items = slots[user[last]], torch.from_numpy(item)
         outputs = None
         if self._graphs is not None:

@@ -329,14 +329,12 @@ class RecommendationProcessor:
             self._measure_baselines(applied, histories)
         self._popularity.add(applied.item, applied.item_hash, applied.item_ids)
         if model is None:
-            ranked = self._ranker.by_popularity(
-                self._popularity, slots, applied, histories, blocked
-            )
+            ranked = self._ranker.by_popularity(self._popularity, len(slots), histories, blocked)
         else:
             ranked = self._ranker.by_model(
                 model, slots, applied, histories, blocked, every_event=measure
             )
-        if measure and ranked.before is not None:
+        if ranked.before is not None:
             hits = is_in_list(ranked.before, applied.item_hash)
             self._metrics.prequential_hits["model"].inc(int(hits.sum()))
         self._move_heads(slots, applied)

@@ -3,7 +3,6 @@
 import logging
 import threading
 from dataclasses import dataclass
-from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -34,7 +33,6 @@ class ServedModel:
         index_of: Item id to index in the vocabulary.
         item_json: Per index the beginning of a recommended item in JSON, up to the score.
         layout: Sizes of the state rows under this release.
-        top_k: Items in a recommendation.
     """
 
     release: Release
@@ -42,7 +40,6 @@ class ServedModel:
     index_of: dict[str, int]
     item_json: list[str]
     layout: RowLayout
-    top_k: int
 
     @property
     def version(self) -> int:
@@ -59,7 +56,7 @@ class ServedModel:
         """uint64 (n_items + 1,): item hash of each index."""
         return self.release.vocabulary.hashes
 
-    @cached_property
+    @property
     def cold_start(self) -> Tensor:
         """float32 (d,): the output of a user without history."""
         return self.serving.cold_start()
@@ -100,7 +97,6 @@ def prepare(
         index_of={item_id: i + 1 for i, item_id in enumerate(vocabulary.item_ids)},
         item_json=["", *map(item_json, vocabulary.item_ids)],
         layout=layout,
-        top_k=top_k,
     )
     items = torch.ones(1, dtype=torch.int64)
     _, outputs = serving.advance(serving.init_state(1), items, torch.ones_like(items))
