@@ -11,9 +11,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import faust
 import torch
@@ -165,18 +164,12 @@ class Worker:
     """A worker that is ready to run.
 
     Attributes:
-        app: Its Faust app.
-        store: Its rows.
-        metrics_port: Where /metrics is answered; None: nowhere.
         health: Answers whether it is fine and ready.
     """
 
-    app: EngineApp
-    store: RocksStore
-    metrics_port: int | None
     health: "HealthReport"
     _faust: StreamWorker
-    _closers: list[Callable[[], Any]]
+    _held: ExitStack  # threads, port and folder
 
     def run(self) -> None:
         """Run until a signal stops it; leaves by SystemExit with Faust's exit code."""
@@ -185,22 +178,16 @@ class Worker:
         gc.freeze()
         # The model's thread gives the interpreter up many times a batch, and wants it back soon.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        try:
-            self._faust.execute_from_commandline()
-        except KafkaError as error:  # Kafka went away between the first answer and the start
-            end_by(error, "the start")
-        except SystemExit as ended:
-            self.close()
-            if not ended.code:
-                logger.info("stopped")
-            raise
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Let go of threads, port and folder."""
-        while self._closers:
-            self._closers.pop()()
+        with self._held:
+            try:
+                self._faust.execute_from_commandline()
+            except KafkaError as error:  # Kafka went away between the first answer and the start
+                end_by(error, "the start")
+            except SystemExit as ended:
+                self._held.close()
+                if not ended.code:
+                    logger.info("stopped")
+                raise
 
 
 def create_worker(
@@ -226,14 +213,14 @@ def create_worker(
     """
     check_versions(allow_untested=settings.worker.allow_untested_versions)
     start = start or StartWatch(settings)
-    closers: list[Callable[[], Any]] = [start.over]
-    try:
+    with ExitStack() as held:
+        held.callback(start.over)
         allow_open_files()
         partitions = require_topics(settings, log_notes=not supervised)
         if settings.worker.threads is not None:
             torch.set_num_threads(settings.worker.threads)
         store = RocksStore(settings.worker.data_dir / "states", settings.store)
-        closers.append(store.close_all)
+        held.callback(store.close_all)
         claim_data_folder(settings)
         metrics = Metrics(registry)
         metrics.watch_store(store.stats)
@@ -276,7 +263,7 @@ def create_worker(
             ready=health.ready,
         )
         if server is not None:
-            closers.append(server.close)
+            held.callback(server.close)
         followers = [
             TopicFollower(settings, topics.models, take_release, models_from),
             TopicFollower(settings, topics.items, take_item, items_from),
@@ -284,14 +271,10 @@ def create_worker(
         ]
         for follower in followers:
             follower.start()
-            closers.append(follower.stop)
-        closers.extend(follower.tell_to_stop for follower in followers)  # at once, then wait
-        port = None if server is None else server.port
-        return Worker(app, store, port, health, StreamWorker(app, loop), closers)
-    except BaseException:
-        while closers:
-            closers.pop()()
-        raise
+            held.callback(follower.stop)
+        for follower in followers:  # all at once, and only then is each waited for
+            held.callback(follower.tell_to_stop)
+        return Worker(health, StreamWorker(app, loop), held.pop_all())
 
 
 def allow_open_files() -> None:
