@@ -83,7 +83,7 @@ def read_releases(announcements: Iterable[Record]) -> list[KnownRelease]:
     """Return every announced release, in the order of their announcements."""
     releases: list[KnownRelease] = []
     for record in announcements:
-        announcement = decode_announcement(record.value)
+        announcement = decode_announcement(record)
         if announcement is None:
             continue
         try:
@@ -103,5 +103,5 @@ def read_releases(announcements: Iterable[Record]) -> list[KnownRelease]:
 
 def announced_versions(announcements: Iterable[Record]) -> set[int]:
     """Return the versions of all announced releases."""
-    found = (decode_announcement(record.value) for record in announcements)
+    found = map(decode_announcement, announcements)
     return {announcement.version for announcement in found if announcement is not None}

@@ -25,7 +25,6 @@ from pipeline.cluster.clients import (
     aiokafka_options,
     faust_credentials,
     place_of,
-    read_partitions,
 )
 from pipeline.cluster.topics import changelog_name, require_topics, topic_id
 from pipeline.engine.app import EngineApp, create_engine_app
@@ -228,9 +227,6 @@ def create_worker(
         models_from = swapper.catch_up()
         catalogue, users, topics = Catalogue(), Users(partitions), settings.topics
 
-        def take_release(record: Record) -> None:
-            swapper.apply(record.key, record.value, place_of(record))
-
         def take_item(record: Record) -> None:
             try:
                 catalogue.apply(record.key, record.value)
@@ -238,8 +234,13 @@ def create_worker(
                 said = "%s: no item: left out, what held before holds on: %s"
                 logger.warning(said, place_of(record), error)
 
-        items_from = _read_topic(settings, topics.items, take_item)
-        users_from = _read_topic(settings, topics.users, users.hear)
+        followers = [
+            TopicFollower(settings, topics.models, swapper.hear, models_from),
+            TopicFollower(settings, topics.items, take_item),
+            TopicFollower(settings, topics.users, users.hear),
+        ]
+        for follower in followers[1:]:
+            follower.catch_up()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         app = create_app(
@@ -264,11 +265,6 @@ def create_worker(
         )
         if server is not None:
             held.callback(server.close)
-        followers = [
-            TopicFollower(settings, topics.models, take_release, models_from),
-            TopicFollower(settings, topics.items, take_item, items_from),
-            TopicFollower(settings, topics.users, users.hear, users_from),
-        ]
         for follower in followers:
             follower.start()
             held.callback(follower.stop)
@@ -282,18 +278,6 @@ def allow_open_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _read_topic(settings: Settings, topic: str, take: Callable[[Record], None]) -> dict[int, int]:
-    """Read a small topic to its present end; where to follow it from."""
-    following: dict[int, int] = {}
-    for record in read_partitions(settings.kafka, topic):
-        following[record.partition] = record.offset + 1
-        try:
-            take(record)
-        except (ValueError, RecursionError) as error:
-            logger.error("%s: %s", place_of(record), error)
-    return following
 
 
 class HealthReport:

@@ -6,6 +6,7 @@ import time
 from models.errors import ModelError
 from models.serving_graphs import SETTING_UP
 from models.serving_native import NativeServing
+from pipeline.cluster.clients import Record
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
@@ -77,9 +78,9 @@ class Swapper:
             )
         return {0: announced[-1][0] + 1} if announced else {}
 
-    def apply(self, key: bytes | None, value: bytes | None, place: str = "models topic") -> None:
+    def hear(self, record: Record) -> None:
         """Take one record of the models topic: load what it announces, to be served next."""
-        announcement = decode_announcement(value, place)
+        announcement = decode_announcement(record)
         if announcement is not None:
             is_loaded = self._load(announcement)
             self._metrics.rejected_version.set(0 if is_loaded else announcement.version)

@@ -98,19 +98,19 @@ def require_own_number(settings: Settings, release: Release) -> None:
 def read_announcements(settings: Settings) -> Iterator[tuple[int, Announcement]]:
     """Yield (offset, announcement) of the models topic to its present end, oldest first."""
     for record in read_partitions(settings.kafka, settings.topics.models):
-        announcement = decode_announcement(record.value, place_of(record))
+        announcement = decode_announcement(record)
         if announcement is not None:
             yield record.offset, announcement
 
 
-def decode_announcement(value: bytes | None, place: str = "models topic") -> Announcement | None:
-    """Return the announcement; None for a tombstone or bytes that are none (logged with place)."""
-    if value is None:
+def decode_announcement(record: Record) -> Announcement | None:
+    """Return the announcement; None for a tombstone or bytes that are none, which are logged."""
+    if record.value is None:
         return None
     try:
-        return msgspec.json.decode(value, type=Announcement)
+        return msgspec.json.decode(record.value, type=Announcement)
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too many brackets
-        logger.error("%s: no announcement of a release: %s", place, error)
+        logger.error("%s: no announcement of a release: %s", place_of(record), error)
         return None
 
 
@@ -147,7 +147,8 @@ class TopicFollower:
         topic: Name of the topic.
         handle: Called in the thread with each record; what it raises is logged, and the next one
             comes.
-        start: First offset of each partition; from the beginning where none is given.
+        start: First offset of each partition; from the beginning, or from where `catch_up` came to,
+            where none is given.
     """
 
     def __init__(
@@ -163,6 +164,16 @@ class TopicFollower:
         self._start = start or {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow {topic}", daemon=True)
+
+    def catch_up(self) -> None:
+        """Hand over what the topic holds now, before this returns.
+
+        Raises:
+            BrokerUnavailable: No answer.
+            TopicMismatch: There is no such topic.
+        """
+        for record in read_partitions(self._settings.kafka, self._topic):
+            self._take(record)
 
     def start(self) -> None:
         """Begin to follow."""
@@ -194,7 +205,6 @@ class TopicFollower:
             is_over=self._stopping.is_set,
         ):
             self._take(record)
-            self._start[record.partition] = record.offset + 1
 
     def _take(self, record: Record) -> None:
         try:
@@ -203,3 +213,4 @@ class TopicFollower:
             logger.error("%s: %s", place_of(record), error)
         except Exception:  # a bug; the records behind this one are still wanted
             logger.exception("%s: the record could not be applied", place_of(record))
+        self._start[record.partition] = record.offset + 1

@@ -14,6 +14,7 @@ from pipeline.settings import Settings
 from pipeline.training.folder import MAX_COUNTED, free_number, release_versions
 from pipeline.worker.hotswap import Swapper
 from pipeline.worker.releases import decode_announcement
+from tests.verify_world import ListedRecord
 
 NUMBERS = st.one_of(
     st.integers(1, 20),
@@ -24,10 +25,11 @@ NUMBERS = st.one_of(
 )
 
 
-def record(version: int | str) -> bytes:
-    """The value of a record that announces a release nowhere by this number."""
+def record(version: int | str) -> ListedRecord:
+    """A record that announces a release nowhere by this number."""
     rest = b'"location":"/nowhere","manifest_sha256":"00","created":"x"}'
-    return b'{"version":' + str(version).encode() + b"," + rest
+    value = b'{"version":' + str(version).encode() + b"," + rest
+    return ListedRecord("models", 0, 0, 0, None, value)
 
 
 @given(announced=st.lists(NUMBERS, max_size=8), own=st.sets(st.integers(1, 25), max_size=4))
@@ -54,7 +56,7 @@ def test_what_cannot_be_a_number_announces_nothing(digits: str) -> None:
     """The worker goes on, and counts no release as rejected."""
     registry = CollectorRegistry()
 
-    Swapper(Settings(), Metrics(registry)).apply(b"x", record(digits))
+    Swapper(Settings(), Metrics(registry)).hear(record(digits))
 
     assert registry.get_sample_value("lrurec_model_rejected_version") == 0
 
@@ -63,6 +65,6 @@ def test_the_highest_number_is_told_as_it_is() -> None:
     """A release of it that cannot be served is named on the page of metrics."""
     registry = CollectorRegistry()
 
-    Swapper(Settings(), Metrics(registry)).apply(b"x", record(MAX_VERSION))
+    Swapper(Settings(), Metrics(registry)).hear(record(MAX_VERSION))
 
     assert registry.get_sample_value("lrurec_model_rejected_version") == MAX_VERSION

@@ -19,7 +19,7 @@ from pipeline.worker import hotswap
 from pipeline.worker.releases import Announcement, open_announced
 from pipeline.worker.served_model import choose_device, prepare
 from tests.releases import release_of
-from tests.verify_world import ITEMS, RING, K, small_release
+from tests.verify_world import ITEMS, RING, K, ListedRecord, small_release
 
 
 def test_a_release_whose_scores_are_not_finite_is_refused(tmp_path: Path) -> None:
@@ -75,7 +75,8 @@ def test_a_gpu_is_set_up_for_a_release_while_no_graph_is_captured(
 
     monkeypatch.setattr(hotswap, "prepare", refuse)
     swapper = hotswap.Swapper(Settings(), Metrics(CollectorRegistry()))
-    swapper.apply(b"2", msgspec.json.encode(announced(small_release(tmp_path, 2), 2)))
+    value = msgspec.json.encode(announced(small_release(tmp_path, 2), 2))
+    swapper.hear(ListedRecord("models", 0, 0, 0, b"2", value))
 
     assert held == [True]
     assert not SETTING_UP.locked()

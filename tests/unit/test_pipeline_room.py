@@ -28,7 +28,7 @@ from pipeline.worker.served_model import prepare
 from state.memory import MemoryStore
 from state.row import RowLayout
 from tests.releases import release_of
-from tests.verify_world import ITEMS, RING, K, StreamWorld, small_release
+from tests.verify_world import ITEMS, RING, K, ListedRecord, StreamWorld, small_release
 
 HOT_ROWS = WorkerSettings().hot_rows
 
@@ -151,7 +151,8 @@ def test_an_announced_release_without_room_is_counted_as_rejected(tmp_path: Path
         created=release.created,
     )
 
-    swapper.apply(b"2", msgspec.json.encode(announcement))
+    value = msgspec.json.encode(announcement)
+    swapper.hear(ListedRecord("models", 0, 0, 0, b"2", value))
 
     assert swapper.holder.take_next() is None
     assert registry.get_sample_value("lrurec_model_rejected_version") == 2
