@@ -78,14 +78,12 @@ class Ranker:
         hot: The rows in use.
         catalogue: What may not be recommended now.
         k: Items in a list.
-        exclude_seen: Leave out what a row remembers of its user.
     """
 
-    def __init__(self, hot: HotRows, catalogue: Catalogue, k: int, *, exclude_seen: bool) -> None:
+    def __init__(self, hot: HotRows, catalogue: Catalogue, k: int) -> None:
         self._hot = hot
         self._catalogue = catalogue
         self._k = k
-        self._exclude_seen = exclude_seen
         self._cold_start: tuple[int, Tensor | None, Hashes] | None = None
         self._graphs = StepGraphs(capture_cuda) if hot.hidden.is_cuda else None
 
@@ -94,7 +92,7 @@ class Ranker:
         model: ServedModel,
         slots: Ints,
         applied: Applied,
-        histories: Histories | None,
+        seen: Histories | None,
         blocked: Mapping[int, Hashes],
         *,
         every_event: bool,
@@ -105,7 +103,7 @@ class Ranker:
             model: The release that serves; every state here was made by it.
             slots: int64 (u,), the users' rows.
             applied: Their new events.
-            histories: What they did; needed for `exclude_seen`.
+            seen: What they did, where a list is to leave out what its row remembers.
             blocked: By user, uint64 (n,), items to leave out of the user's lists; others have none.
             every_event: Rank after every event rather than only after the last of each user, to
                 know the list that was in force before each (prequential measurement).
@@ -125,15 +123,15 @@ class Ranker:
         if len(resting):
             vectors = torch.cat([vectors, self._read(model, slots[resting], last_item)])
         columns = []
-        if self._exclude_seen and histories is not None:
+        if seen is not None:
             size = heads["ring"].shape[1]
             # What is remembered moves on with items that the release does not know, too.
             until = np.minimum(
                 np.append(known[1:], len(applied.user)),
                 np.searchsorted(applied.user, user, side="right"),
             )
-            seen = [histories.after(until[scored] - 1, size), histories.at_end(resting, size)]
-            columns.append(model.release.vocabulary.indices_of_hashes(np.concatenate(seen)))
+            windows = [seen.after(until[scored] - 1, size), seen.at_end(resting, size)]
+            columns.append(model.release.vocabulary.indices_of_hashes(np.concatenate(windows)))
         if blocked:
             columns.append(_blocked_of_each(model, np.append(user[scored], resting), blocked))
         excluded = self._tensor(np.concatenate(columns, axis=1)) if columns else None
@@ -161,16 +159,16 @@ class Ranker:
         self,
         popularity: Popularity,
         n_users: int,
-        histories: Histories | None,
+        seen: Histories | None,
         blocked: Mapping[int, Hashes],
     ) -> Ranked:
         """Rank for every user by what was popular so far; the answer while there is no release."""
-        k, size, users = self._k, self._hot.heads["ring"].shape[1], np.arange(n_users)
+        k, size = self._k, self._hot.heads["ring"].shape[1]
         left_out: dict[int, Hashes] = dict(blocked)
-        if self._exclude_seen and histories is not None:
+        if seen is not None:
             nothing = np.empty(0, np.uint64)
-            for i, seen in enumerate(histories.at_end(users, size)):
-                left_out[i] = np.append(blocked.get(i, nothing), seen)
+            for i, window in enumerate(seen.at_end(np.arange(n_users), size)):
+                left_out[i] = np.append(blocked.get(i, nothing), window)
         hashes, item_json, counts = popularity.top_items(
             k + max(map(len, left_out.values()), default=0), self._catalogue.unavailable_hashes()
         )

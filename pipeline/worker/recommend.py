@@ -83,7 +83,7 @@ class RecommendationProcessor:
         on_damaged = partial(end_by_damaged_row, store, self._changelog)
         layout = RowLayout(ring=settings.ring, recommended=self._k, blocks=1, channels=1)
         self._hot = HotRows(layout, settings.worker.hot_rows, device, store, on_damaged)
-        self._ranker = Ranker(self._hot, catalogue, self._k, exclude_seen=self._exclude_seen)
+        self._ranker = Ranker(self._hot, catalogue, self._k)
         self._popularity = Popularity()
         self._model: ServedModel | None = None
         if holder.current is not None:
@@ -328,11 +328,12 @@ class RecommendationProcessor:
         if measure and histories is not None:
             self._measure_baselines(applied, histories)
         self._popularity.add(applied.item, applied.item_hash, applied.item_ids)
+        seen = histories if self._exclude_seen else None
         if model is None:
-            ranked = self._ranker.by_popularity(self._popularity, len(slots), histories, blocked)
+            ranked = self._ranker.by_popularity(self._popularity, len(slots), seen, blocked)
         else:
             ranked = self._ranker.by_model(
-                model, slots, applied, histories, blocked, every_event=measure
+                model, slots, applied, seen, blocked, every_event=measure
             )
         if ranked.before is not None:
             hits = is_in_list(ranked.before, applied.item_hash)
