@@ -3,11 +3,10 @@
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from pipeline.demo.figures import DELAY, Reading, is_ready, take_reading
-from pipeline.demo.processes import ChildProcess
+from pipeline.demo.processes import ABORT_DEADLINE_S, ChildProcess
 from pipeline.settings import Settings, settings_flags
 
 LOOK_PERIOD_S = 0.25
@@ -81,10 +80,5 @@ class DemoWorker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._process.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._process.stop(ABORT_DEADLINE_S)
