@@ -7,6 +7,7 @@ announcement. What the demo starts, it stops, whatever ends it.
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from pipeline.demo.guard import Guard, own_folder, remove_earlier_run, require_s
 from pipeline.demo.kafka import demo_kafka, demo_settings
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import DemoReport
-from pipeline.demo.users import UserCards, UserFollower, UserHistories
+from pipeline.demo.users import UserCards, UserFollower, items_of
 from pipeline.demo.view import LiveView, latency_text, number, percent, recall_text, user_line
 from pipeline.demo.worker import EVENTS, LOOK_PERIOD_S, DemoWorker
 from pipeline.errors import NotEnoughEvents
@@ -235,8 +236,8 @@ class _Demo:
         data, settings = self._data, self._settings
         port = settings.metrics.worker_port
         split, total = data.split, len(data.interactions)
-        histories = UserHistories(data.interactions, settings.fields.accepted_event_types)
-        cards = UserCards(histories.items_of)
+        accepted = settings.fields.accepted_event_types
+        cards = UserCards(partial(items_of, data.interactions, accepted))
         with ExitStack() as stack:
             sampler = stack.enter_context(Sampler(port, first))
             stack.enter_context(UserFollower(settings, cards))

@@ -7,7 +7,7 @@ another one who has just been active takes the place.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import msgspec
@@ -48,29 +48,21 @@ class UserCard:
     since_s: float
 
 
-@dataclass(slots=True)
-class UserHistories:
-    """Every user's items as a data file has them.
+def items_of(rows: Interactions, accepted: Sequence[str], user: str) -> list[str]:
+    """Return a user's item ids as a data file has them, oldest first; none for a stranger.
 
     Args:
-        interactions: The file.
+        rows: The file.
         accepted: Kinds of events that count; empty: all.
+        user: The user's id.
     """
-
-    interactions: Interactions
-    accepted: Sequence[str] = ()
-    _numbers: dict[str, int] = field(default_factory=dict)
-
-    def items_of(self, user: str) -> list[str]:
-        """Return the user's item ids, oldest first; none for a stranger."""
-        rows = self.interactions
-        if not self._numbers:
-            self._numbers = {name: number for number, name in enumerate(rows.user_ids)}
-        counts: npt.NDArray[np.bool_] = rows.users == self._numbers.get(user, -1)
-        if self.accepted and rows.types is not None:
-            kinds = [n for n, kind in enumerate(rows.event_types) if kind in self.accepted]
-            counts &= np.isin(rows.types, kinds)
-        return [rows.item_ids[item] for item in rows.items[counts].tolist()]
+    if user not in rows.user_ids:
+        return []
+    counts: npt.NDArray[np.bool_] = rows.users == rows.user_ids.index(user)
+    if accepted and rows.types is not None:
+        kinds = [n for n, kind in enumerate(rows.event_types) if kind in accepted]
+        counts &= np.isin(rows.types, kinds)
+    return [rows.item_ids[item] for item in rows.items[counts].tolist()]
 
 
 class UserCards:

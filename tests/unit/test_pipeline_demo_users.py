@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from pipeline.data_files import Interactions
-from pipeline.demo.users import PLACES, VIEW_S, UserCards, UserHistories
+from pipeline.demo.users import PLACES, VIEW_S, UserCards, items_of
 from pipeline.worker.wire import EventPosition, Recommendation, RecommendedItem
 
 ITEMS = [f"i{n}" for n in range(30)]
@@ -118,6 +118,6 @@ def test_histories_hold_what_counts_in_the_order_of_the_file() -> None:
         timestamps_ms=np.array([1, 2, 3, 4], np.int64),
     )
 
-    assert UserHistories(rows).items_of("a") == ["z", "y", "z"]
-    assert UserHistories(rows, ["buy"]).items_of("a") == ["z", "z"]
-    assert UserHistories(rows, ["buy"]).items_of("stranger") == []
+    assert items_of(rows, (), "a") == ["z", "y", "z"]
+    assert items_of(rows, ["buy"], "a") == ["z", "z"]
+    assert items_of(rows, ["buy"], "stranger") == []
