@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Self
-from urllib.error import URLError
 from urllib.request import urlopen
+
+from pipeline.metrics import METHODS
 
 ANSWER_DEADLINE_S = 5.0
 SAMPLE_PERIOD_S = 1.0
@@ -52,7 +53,7 @@ def take_reading(port: int) -> Reading | None:
     try:
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=ANSWER_DEADLINE_S) as answer:
             page: bytes = answer.read()
-    except (URLError, HTTPException, OSError):
+    except (OSError, HTTPException):
         return None
     return parse_reading(page.decode(), time.monotonic())
 
@@ -62,7 +63,7 @@ def is_ready(port: int) -> bool:
     try:
         with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=ANSWER_DEADLINE_S):
             return True
-    except (URLError, HTTPException, OSError):
+    except (OSError, HTTPException):
         return False
 
 
@@ -103,9 +104,6 @@ class Figures:
     stale: int
     judged: int
     recall: Mapping[str, float | None]
-
-
-METHODS = ("model", "popularity", "repeat_last")
 
 
 def figures_between(first: Reading, last: Reading) -> Figures:

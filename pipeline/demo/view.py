@@ -9,8 +9,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.demo.figures import METHODS, Figures
+from pipeline.demo.figures import Figures
 from pipeline.demo.users import PLACES, UserCard
+from pipeline.metrics import METHODS
 from pipeline.printable import printable
 
 NAMES = {"model": "LRURec", "popularity": "popularity", "repeat_last": "repeat last"}

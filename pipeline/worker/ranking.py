@@ -19,8 +19,8 @@ from pipeline.worker.served_model import ServedModel
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
-SOURCES = ("model", "cold_start", "fallback")
 MODEL, COLD_START, FALLBACK = range(3)
+"""Indices into `pipeline.metrics.SOURCES`."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Ranked:
         items: int64 (u, k), indices into `hashes` and `item_json`; 0 where nothing was left to
             recommend.
         scores: float32 (u, k), falling; meaningless where the item is 0.
-        source: int64 (u,), index into `SOURCES`.
+        source: int64 (u,), index into `pipeline.metrics.SOURCES`.
         hashes: uint64, by index; 0 at 0.
         item_json: Beginning of each item in JSON, by index.
         before: uint64 (e, k), the list in force before each applied event, where it was asked for.

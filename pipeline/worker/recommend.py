@@ -23,7 +23,7 @@ from pipeline.cluster.topics import changelog_name
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult, Snapshot
 from pipeline.events import EventDecoder
-from pipeline.metrics import Metrics
+from pipeline.metrics import SOURCES, Metrics
 from pipeline.settings import Settings
 from pipeline.worker.bad_rows import end_by_damaged_row, end_by_forged_row
 from pipeline.worker.batch import MicroBatch, decode_chunks
@@ -31,7 +31,7 @@ from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.histories import Histories, is_in_list, last_of_each, repeats_recent
 from pipeline.worker.hot_rows import HotRows, SnapshotToken
 from pipeline.worker.popularity import Popularity
-from pipeline.worker.ranking import SOURCES, Applied, Ranked, Ranker
+from pipeline.worker.ranking import Applied, Ranked, Ranker
 from pipeline.worker.served_model import ModelHolder, ServedModel
 from pipeline.worker.settings_watch import SettingsWatch
 from pipeline.worker.users import Users

@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.worker.ranking import SOURCES, Ranked
+from pipeline.metrics import SOURCES
+from pipeline.worker.ranking import Ranked
 from state.row import Heads
 
 

@@ -8,14 +8,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from pipeline.demo.figures import (
     DELAY,
-    METHODS,
     Reading,
     figures_between,
     parse_reading,
     quantile,
     take_reading,
 )
-from pipeline.metrics import Metrics
+from pipeline.metrics import METHODS, Metrics
 
 
 class Page:
