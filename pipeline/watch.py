@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cluster.clients import Record, follow_topic, read_partitions
+from pipeline.cluster.clients import Record, follow_topic, place_of, read_partitions
 from pipeline.data_files import read_titles
 from pipeline.errors import TopicMismatch
 from pipeline.printable import printable
@@ -103,8 +103,7 @@ def _decode(record: Record) -> Shown | None:
     try:
         return msgspec.json.decode(record.value, type=Recommendation)
     except (ValueError, RecursionError) as exc:  # as above
-        where = f"{record.topic}, partition {record.partition}, offset {record.offset}"
-        _log.warning("%s: expected a recommendation: %s", where, exc)
+        _log.warning("%s: expected a recommendation: %s", place_of(record), exc)
         return None
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import tyro
 
-from pipeline.errors import DataFileInvalid, SettingsInvalid
+from models.manifest import MAX_VERSION
+from pipeline.errors import DataFileInvalid
 from pipeline.json_report import write_json_report
+from pipeline.setting_checks import check
 from pipeline.settings import Settings, SettingsFlags
 
 
@@ -37,9 +39,8 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.version is not None and not 0 < self.version < 2**31:  # models.manifest.Version
-            msg = f"version must be from 1 to {2**31 - 1}, got {self.version}"
-            raise SettingsInvalid(msg)
+        is_version = self.version is None or 0 < self.version <= MAX_VERSION
+        check(is_version, "--version", f"from 1 to {MAX_VERSION}", self.version)
 
 
 def run(command: Command) -> int:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import SettingsInvalid
 from pipeline.json_report import write_json_report
+from pipeline.setting_checks import check
 from pipeline.settings import Names, Settings, SettingsFlags, Switch
 
 
@@ -35,9 +35,7 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.top is not None and not self.top > 0:
-            msg = f"top must be over 0, got {self.top}"
-            raise SettingsInvalid(msg)
+        check(self.top is None or self.top > 0, "--top", "over 0", self.top)
 
 
 def run(command: Command) -> int:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import SettingsInvalid
 from pipeline.json_report import write_json_report
+from pipeline.setting_checks import check
 from pipeline.settings import Settings, SettingsFlags
 
 
@@ -25,9 +25,7 @@ class Command:
     settings: SettingsFlags = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        if self.sample is not None and self.sample < 0:
-            msg = f"sample must be at least 0, got {self.sample}"
-            raise SettingsInvalid(msg)
+        check((self.sample or 0) >= 0, "--sample", "at least 0", self.sample)
 
 
 def run(command: Command) -> int:
