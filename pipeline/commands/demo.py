@@ -2,6 +2,7 @@
 
 import io
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from pipeline.json_report import write_json_report
 from pipeline.setting_checks import check
+from pipeline.setting_kinds import join_names
 from pipeline.settings import Settings, SettingsFlags
 
 FOLDER = Path(".lrurec/demo")
@@ -75,11 +77,11 @@ def _hints(release: Path, item_ids: Sequence[str]) -> list[tuple[str, str]]:
     """Return commands to try next and what each is for."""
     own = Path(sys.executable).with_name("lrurec")
     lrurec = str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else "lrurec"
-    history = ",".join(item_ids[:3])
+    history = shlex.quote(join_names(item_ids[:3]))
     return [
         ("make demo DATA=clicks.csv ITEMS=titles.csv", "the same on your own data"),
         (
-            f"{lrurec} score --release {release} --history '{history}'",
+            f"{lrurec} score --release {release} --history {history}",
             "what the demo's model recommends after some items, by scan and by steps",
         ),
         (

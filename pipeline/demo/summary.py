@@ -13,6 +13,7 @@ from pipeline.demo.data import DemoData
 from pipeline.demo.figures import Figures
 from pipeline.demo.screen import mark
 from pipeline.demo.view import latency_text, number, percent, recall_text
+from pipeline.printable import printable
 from pipeline.replay import ReplayReport
 from pipeline.training.job import TrainingReport
 from pipeline.verification.report import VerifyReport
@@ -180,7 +181,7 @@ def print_summary(
     _print_rows(console, "Logs", [(Text(path.stem), str(path)) for path in logs])
     console.print(Text("Try next", "bold"))
     for command, purpose in hints:
-        console.print(Text(f"  {command}"), soft_wrap=True)
+        console.print(Text(f"  {printable(command)}"), soft_wrap=True)
         console.print(Text(f"      {purpose}", "dim"), soft_wrap=True)
     console.print()
     took = f"{report.seconds:.0f} s"

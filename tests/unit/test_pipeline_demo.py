@@ -1,14 +1,26 @@
 """What the demo decides by itself: its rate, and settings that disturb nobody."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
 
 from models.config import TrainingConfig
+from pipeline.commands.demo import _hints
 from pipeline.demo.kafka import demo_settings
 from pipeline.demo.run import LIVE_RATES, choose_rate
+from pipeline.setting_kinds import split_names
 from pipeline.settings import Settings
+
+
+def test_a_hint_can_be_typed_whatever_the_items_are_called() -> None:
+    """An id with a comma stays one item, and one with a quote ends no word of the shell."""
+    hints = _hints(Path("releases") / "1", ["o'clock", "a, b", "c", "d"])
+
+    [score] = [command for command, _ in hints if " score " in command]
+    words = shlex.split(score)
+    assert split_names(words[words.index("--history") + 1]) == ("o'clock", "a, b", "c")
 
 
 @pytest.mark.parametrize(
