@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.json_report import write_json_report
+from pipeline.printable import printable
 from pipeline.setting_checks import check
 from pipeline.settings import Names, Settings, SettingsFlags, Switch
 
@@ -40,8 +41,8 @@ class Command:
 
 def run(command: Command) -> int:
     """Score and print; 0."""
-    from rich.markup import escape  # here and below: only for those who run
-    from rich.table import Table
+    from rich.table import Table  # here and below: only for those who run
+    from rich.text import Text
 
     from models.release import read_release
     from pipeline.console import CommandConsole
@@ -67,10 +68,10 @@ def run(command: Command) -> int:
         },
     )
     for item_id in answer.unknown:
-        print(f"unknown to release {release.version}, passed over: {item_id}")
+        print(f"unknown to release {release.version}, passed over: {printable(item_id)}")
     table = Table("", "item", "score")
     for place, (item_id, score) in enumerate(answer.items, start=1):
-        table.add_row(str(place), escape(item_id), f"{score:.6f}")
+        table.add_row(str(place), Text(printable(item_id)), f"{score:.6f}")
     CommandConsole().print(table)
     print(
         f"release {release.version}, {answer.source}, {answer.used} items of the history; "

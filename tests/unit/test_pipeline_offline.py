@@ -354,6 +354,20 @@ def test_unknown_items_are_named_and_passed_over(
     assert "passed over: nope" in capsys.readouterr().out
 
 
+def test_ids_of_items_move_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A release has them as producers wrote them; brackets are no markup either."""
+    odd = "[red]a\x1b]0;title\x07b"
+    release = random_release(tmp_path, [odd, "plain"])
+    argv = ["score", "--release", str(release.path), "--history", "c\x1b[2J"]
+
+    assert main(argv) == 0
+
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "passed over: c?[2J" in out
+    assert "[red]a?]0;title?b" in out
+
+
 def test_an_empty_history_gets_the_cold_start_list(tmp_path: Path) -> None:
     """So does one of unknown items only: what the model expects of a new user."""
     release = random_release(tmp_path, ITEMS)
