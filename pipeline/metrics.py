@@ -18,17 +18,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from pipeline.errors import DeadReason
-from pipeline.metrics_server import MetricsServer, serve
 from state.store import StoreStats
-
-__all__ = [
-    "ArrayHistogram",
-    "Metrics",
-    "MetricsServer",
-    "SupervisorMetrics",
-    "TrainerMetrics",
-    "serve",
-]
 
 MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
 

@@ -5,8 +5,8 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -24,32 +24,11 @@ MOST_CLIENTS = 32
 Answer = Callable[[], tuple[bool, str]]
 
 
-class MetricsServer:
-    """Answers over HTTP in threads of its own until it is closed; see `serve`.
-
-    Attributes:
-        port: Where it listens.
-    """
-
-    def __init__(self, server: WSGIServer) -> None:
-        self.port = server.server_port
-        self._server = server
-        self._thread = threading.Thread(
-            target=server.serve_forever, name="metrics", kwargs={"poll_interval": 0.1}, daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
+@contextmanager
 def serve(
     registry: CollectorRegistry, host: str, port: int, *, health: Answer, ready: Answer
-) -> MetricsServer | None:
-    """Answer /metrics, /healthz and /readyz; None where port is 0, which is off.
+) -> Iterator[None]:
+    """Answer /metrics, /healthz and /readyz for the length of a `with` block; port 0 is off.
 
     Of more than `MOST_CLIENTS` connections the oldest are closed, so whoever asks is answered,
     however many others send their requests slowly or never.
@@ -67,7 +46,8 @@ def serve(
         SettingsInvalid: The address is none of this machine, or the port is not allowed.
     """
     if port == 0:
-        return None
+        yield
+        return
     # A second series for every counter, which nobody here asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library types it not
     metrics: WSGIApplication = make_wsgi_app(registry)
@@ -96,7 +76,16 @@ def serve(
             raise PortTaken(msg) from error
         msg = f"metrics.host and metrics.port: cannot listen on {host}:{port}: {error.strerror}"
         raise SettingsInvalid(msg) from error
-    return MetricsServer(server)
+    thread = threading.Thread(
+        target=server.serve_forever, name="metrics", kwargs={"poll_interval": 0.1}, daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -30,7 +30,8 @@ class Command:
 
 def run(command: Command) -> int:
     """Train until SIGTERM or SIGINT; 0."""
-    from pipeline.metrics import TrainerMetrics, serve  # here and below: only for those who run
+    from pipeline.metrics import TrainerMetrics  # here and below: only for those who run
+    from pipeline.metrics_server import serve
     from pipeline.training.processes import started_by_torchrun, training_device
     from pipeline.training.trainer import StopRequest, Trainer, TrainerStopped
 
@@ -40,19 +41,15 @@ def run(command: Command) -> int:
     settings = command.settings
     training_device(settings.trainer)  # one that is not there is refused now, not at a training
     trainer = Trainer(settings, TrainerMetrics(REGISTRY), stop := StopRequest())
-    server = serve(
-        REGISTRY,
-        settings.metrics.host,
-        settings.metrics.trainer_port,
-        health=lambda: (True, "runs"),
-        ready=lambda: (True, "runs"),
-    )
-    stop.listen()
-    try:
-        trainer.run()
-    except TrainerStopped:
-        _log.info("stopped")
-    finally:
-        if server is not None:
-            server.close()
+    host, port = settings.metrics.host, settings.metrics.trainer_port
+
+    def runs() -> tuple[bool, str]:
+        return True, "runs"
+
+    with serve(REGISTRY, host, port, health=runs, ready=runs):
+        stop.listen()
+        try:
+            trainer.run()
+        except TrainerStopped:
+            _log.info("stopped")
     return 0

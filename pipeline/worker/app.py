@@ -32,7 +32,8 @@ from pipeline.engine.compat import check_versions
 from pipeline.engine.options import EngineOptions
 from pipeline.engine.service_log import SERVICE_LOG
 from pipeline.engine.stop import end_by
-from pipeline.metrics import Metrics, serve
+from pipeline.metrics import Metrics
+from pipeline.metrics_server import serve
 from pipeline.settings import Settings
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.data_folder import claim_data_folder
@@ -256,15 +257,8 @@ def create_worker(
         app.on_joined = start.over
         health = HealthReport(app, start)
         metrics.ready.set_function(lambda: health.ready()[0])
-        server = serve(
-            registry,
-            settings.metrics.host,
-            settings.metrics.worker_port,
-            health=health.alive,
-            ready=health.ready,
-        )
-        if server is not None:
-            held.callback(server.close)
+        host, port = settings.metrics.host, settings.metrics.worker_port
+        held.enter_context(serve(registry, host, port, health=health.alive, ready=health.ready))
         for follower in followers:
             follower.start()
             held.callback(follower.stop)

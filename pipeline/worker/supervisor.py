@@ -24,7 +24,8 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.cluster.topics import require_topics
 from pipeline.engine.stop import ExitCode
-from pipeline.metrics import SupervisorMetrics, serve
+from pipeline.metrics import SupervisorMetrics
+from pipeline.metrics_server import serve
 from pipeline.settings import Settings, settings_flags
 from pipeline.worker.channel import HEALTH, METRICS, READY, SupervisorEnd, decode_verdict
 from pipeline.worker.exits import is_final, meaning, pause_after
@@ -63,18 +64,14 @@ def supervise(settings: Settings, processes: int) -> int:
     wait_s = settings.worker.stop_deadline_s + 2 * STOP_MARGIN_S
     with lock_folder(settings.worker.data_dir, wait_s) as lock:
         supervisor = Supervisor(settings, processes, lock)
-        server = serve(
+        with serve(
             supervisor.registry,
             settings.metrics.host,
             settings.metrics.worker_port,
             health=supervisor.alive,
             ready=supervisor.ready,
-        )
-        try:
+        ):
             return asyncio.run(supervisor.run())
-        finally:
-            if server is not None:
-                server.close()
 
 
 def settings_of_process(settings: Settings, number: int, processes: int) -> Settings:

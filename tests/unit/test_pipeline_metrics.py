@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from pipeline import metrics_server
 from pipeline.errors import DeadReason, PortTaken, SettingsInvalid
-from pipeline.metrics import EVENT_RESULTS, Metrics, MetricsServer, TrainerMetrics, serve
-from pipeline.metrics_server import MOST_CLIENTS
+from pipeline.metrics import EVENT_RESULTS, Metrics, TrainerMetrics
+from pipeline.metrics_server import MOST_CLIENTS, serve
 from state.store import StoreStats
 from tests.kafka import wait_until
 
@@ -206,51 +206,48 @@ def test_counters_of_one_batch(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value(name, dict([label] if label else [])) == value
 
 
+ANSWERS = {
+    "health": lambda: (True, "0.1 s without progress"),
+    "ready": lambda: (False, "waiting for partitions"),
+}
+
+
 @pytest.fixture
-def server(registry: CollectorRegistry) -> Iterator[MetricsServer]:
-    """A server whose process is well but not ready."""
-    server = serve(
-        registry,
-        "127.0.0.1",
-        free_port(),
-        health=lambda: (True, "0.1 s without progress"),
-        ready=lambda: (False, "waiting for partitions"),
-    )
-    assert server is not None
-    yield server
-    server.close()
+def port(registry: CollectorRegistry) -> Iterator[int]:
+    """The port of a server whose process is well but not ready."""
+    port = free_port()
+    with serve(registry, "127.0.0.1", port, **ANSWERS):
+        yield port
 
 
-def get(server: MetricsServer, path: str) -> tuple[int, str]:
+def get(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
 
 
-def test_metrics_and_health_are_answered(
-    registry: CollectorRegistry, server: MetricsServer
-) -> None:
+def test_metrics_and_health_are_answered(registry: CollectorRegistry, port: int) -> None:
     """/metrics is what the registry holds, health is 200 or 503 with a line, the rest is 404."""
     Metrics(registry).late_events.inc(3)
 
-    status, text = get(server, "/metrics")
+    status, text = get(port, "/metrics")
 
     assert status == 200
     assert text == generate_latest(registry).decode()
     assert "lrurec_late_events_total 3.0" in text
     assert "_created" not in text
-    assert get(server, "/healthz") == (200, "0.1 s without progress\n")
-    assert get(server, "/readyz") == (503, "waiting for partitions\n")
-    assert get(server, "/")[0] == 404
+    assert get(port, "/healthz") == (200, "0.1 s without progress\n")
+    assert get(port, "/readyz") == (503, "waiting for partitions\n")
+    assert get(port, "/")[0] == 404
 
 
-def test_a_client_that_says_nothing_holds_nobody_up(server: MetricsServer) -> None:
+def test_a_client_that_says_nothing_holds_nobody_up(port: int) -> None:
     """An open connection without a request does not keep a scrape from its answer."""
-    with socket.create_connection(("127.0.0.1", server.port)):
-        assert get(server, "/healthz")[0] == 200
+    with socket.create_connection(("127.0.0.1", port)):
+        assert get(port, "/healthz")[0] == 200
 
 
 def answers(thread: threading.Thread) -> bool:
@@ -260,7 +257,7 @@ def answers(thread: threading.Thread) -> bool:
 
 @pytest.mark.parametrize("does", ["says nothing", "is reset"])
 def test_a_client_without_a_request_leaves_no_word(
-    server: MetricsServer,
+    port: int,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
@@ -268,32 +265,32 @@ def test_a_client_without_a_request_leaves_no_word(
 ) -> None:
     """As load balancers and port scans do; a traceback each would fill the log."""
     monkeypatch.setattr(metrics_server._Handler, "timeout", 0.2)
-    with socket.create_connection(("127.0.0.1", server.port)) as client:
+    with socket.create_connection(("127.0.0.1", port)) as client:
         if does == "is reset":
             client.send(b"GET /metr")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
             assert client.recv(1) == b""  # its time is over
 
-    assert get(server, "/healthz")[0] == 200  # it is taken after the other one
+    assert get(port, "/healthz")[0] == 200  # it is taken after the other one
     wait_until(lambda: not any(map(answers, threading.enumerate())), "the end of both", 10)
     assert (capfd.readouterr().err, caplog.text) == ("", "")
 
 
 def test_clients_that_never_finish_are_closed_for_those_that_come(
-    server: MetricsServer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    port: int, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """However many there are, threads are few, and a health check is answered."""
     with ExitStack() as stack:
         clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             for _ in range(3 * MOST_CLIENTS)
         ]
         for client in clients:
             with suppress(OSError):  # it is closed already
                 client.send(b"GET /metrics HTTP/1.1\r\nX:")
 
-        assert get(server, "/healthz")[0] == 200
+        assert get(port, "/healthz")[0] == 200
         wait_until(
             lambda: sum(map(answers, threading.enumerate())) <= MOST_CLIENTS, "few threads", 10
         )
@@ -301,31 +298,26 @@ def test_clients_that_never_finish_are_closed_for_those_that_come(
     assert (capfd.readouterr().err, caplog.text) == ("", "")
 
 
-def test_a_taken_port_is_told_in_one_line(
-    registry: CollectorRegistry, server: MetricsServer
-) -> None:
-    """The error names the setting, the address and the way out; after close the port is free."""
-    answers = {"health": lambda: (True, ""), "ready": lambda: (True, "")}
+def test_a_taken_port_is_told_in_one_line(registry: CollectorRegistry) -> None:
+    """The error names the setting, the address and the way out; afterwards the port is free."""
+    port = free_port()
+    line = f"metrics.port: .* 127.0.0.1:{port}; choose another"
+    with serve(registry, "127.0.0.1", port, **ANSWERS), pytest.raises(PortTaken, match=line):
+        serve(registry, "127.0.0.1", port, **ANSWERS).__enter__()
 
-    with pytest.raises(
-        PortTaken, match=f"metrics.port: .* 127.0.0.1:{server.port}; choose another"
-    ):
-        serve(registry, "127.0.0.1", server.port, **answers)
-
-    server.close()
-    second = serve(registry, "127.0.0.1", server.port, **answers)
-    assert second is not None
-    second.close()
+    with serve(registry, "127.0.0.1", port, **ANSWERS):
+        assert get(port, "/healthz")[0] == 200
 
 
 def test_an_address_of_another_machine_is_refused(registry: CollectorRegistry) -> None:
     """The error names the settings and the address."""
     with pytest.raises(SettingsInvalid, match=r"cannot listen on 192\.0\.2\.1:9108"):
-        serve(registry, "192.0.2.1", 9108, health=lambda: (True, ""), ready=lambda: (True, ""))
+        serve(registry, "192.0.2.1", 9108, **ANSWERS).__enter__()
 
 
 def test_port_0_serves_nothing(registry: CollectorRegistry) -> None:
     """The setting that means off starts no server."""
-    nobody = serve(registry, "127.0.0.1", 0, health=lambda: (True, ""), ready=lambda: (True, ""))
+    threads = threading.active_count()
 
-    assert nobody is None
+    with serve(registry, "127.0.0.1", 0, **ANSWERS):
+        assert threading.active_count() == threads
