@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cluster.clients import Record, follow_topic, place_of, read_partitions
-from pipeline.data_files import read_titles
 from pipeline.errors import TopicMismatch
+from pipeline.item_files import read_titles
 from pipeline.printable import printable
 from pipeline.settings import Settings
 from pipeline.worker.catalogue import CatalogueItem

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pipeline.data
-from pipeline.data_files import Interactions, read_interactions, read_titles
+from pipeline.data_files import read_interactions
+from pipeline.interactions import Interactions
+from pipeline.item_files import read_titles
 
 HISTORY_SHARE = 0.8
 BUNDLED = "Online Retail"

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cluster.clients import Record, follow_topic
-from pipeline.data_files import Interactions
 from pipeline.errors import PipelineError
+from pipeline.interactions import Interactions
 from pipeline.settings import Settings
 from pipeline.worker.wire import Recommendation
 

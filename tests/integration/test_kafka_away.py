@@ -17,9 +17,9 @@ from pipeline.cluster import clients as kafka_clients
 from pipeline.cluster.broker import find, free_port, start, stop
 from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.topics import create_topics
-from pipeline.data_files import Interactions
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import EventDecoder
+from pipeline.interactions import Interactions
 from pipeline.settings import BrokerSettings, KafkaSettings, Settings
 from tests.kafka import send
 

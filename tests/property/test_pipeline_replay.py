@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data_files import Interaction
 from pipeline.events import EventDecoder
+from pipeline.interactions import Interaction
 from pipeline.replay import EventWriter
 from pipeline.settings import FieldSettings
 

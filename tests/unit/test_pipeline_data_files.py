@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import data_files
-from pipeline.data_files import (
-    MAX_TIMESTAMP_MS,
-    Interaction,
-    encode_texts,
-    read_interactions,
-    read_titles,
-)
+from pipeline.data_files import SEQUENCE_START_MS, read_interactions
 from pipeline.errors import DataFileInvalid
+from pipeline.events import MAX_TIMESTAMP_MS
+from pipeline.interactions import BLOCK_ROWS, Interaction
+from pipeline.item_files import read_titles
+from pipeline.parquet_files import encode_texts
 
 T = 1_600_000_000
 T_MS = T * 1000
@@ -68,7 +65,7 @@ def test_kinds_of_events_are_read_where_there_are_any(tmp_path: Path, name: str)
 
 def test_equal_times_keep_the_order_of_the_file(tmp_path: Path) -> None:
     """Sorting by time is stable, over blocks too."""
-    n = 3 * data_files.BLOCK_ROWS
+    n = 3 * BLOCK_ROWS
     lines = [f"u,{i},{T + (i * 7919) % 5}" for i in range(n)]
     path = write(tmp_path / "a.csv", "user,item,timestamp\n" + "\n".join(lines))
 
@@ -195,7 +192,7 @@ def test_sequences_get_an_even_clock(tmp_path: Path, name: str) -> None:
 
     data = list(read_interactions(path).rows())
 
-    start_ms = data_files.SEQUENCE_START_MS
+    start_ms = SEQUENCE_START_MS
     assert [(row.user, row.item, (row.timestamp_ms - start_ms) / day_ms) for row in data] == [
         ("w", "d", 61.0),
         ("u", "a", 91.5),

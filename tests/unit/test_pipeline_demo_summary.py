@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.data_files import Interactions
 from pipeline.demo.data import DemoData
 from pipeline.demo.figures import Figures, figures_between, parse_reading
 from pipeline.demo.summary import DemoReport, print_summary
+from pipeline.interactions import Interactions
 from pipeline.replay import ReplayReport
 from pipeline.training.job import TrainingReport
 from pipeline.verification.report import Finding, Kind, OffsetCounts, OutputCounts, VerifyReport

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from pipeline.data_files import Interactions
 from pipeline.demo.users import PLACES, VIEW_S, UserCards, items_of
+from pipeline.interactions import Interactions
 from pipeline.worker.wire import EventPosition, Recommendation, RecommendedItem
 
 ITEMS = [f"i{n}" for n in range(30)]
