@@ -11,31 +11,29 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.magnitudes import LARGEST
-from models.transfers import to_host
 from pipeline.cluster.topics import changelog_name
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult, Snapshot
 from pipeline.events import EventDecoder
 from pipeline.metrics import SOURCES, Metrics
 from pipeline.settings import Settings
-from pipeline.worker.bad_rows import end_by_damaged_row, end_by_forged_row
+from pipeline.worker.bad_rows import end_by_damaged_row, require_numbers
 from pipeline.worker.batch import MicroBatch, decode_chunks
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.histories import Histories, is_in_list, last_of_each, repeats_recent
 from pipeline.worker.hot_rows import HotRows, SnapshotToken
+from pipeline.worker.outputs import Outputs
 from pipeline.worker.popularity import Popularity
 from pipeline.worker.ranking import Applied, Ranked, Ranker
 from pipeline.worker.served_model import ModelHolder, ServedModel
 from pipeline.worker.settings_watch import SettingsWatch
 from pipeline.worker.users import Users
-from pipeline.worker.wire import count_short, encode_recommendations
+from pipeline.worker.wire import count_short
 from state.row import EVENT_IDS, RowLayout, append_items, ring_items
 from state.store import StateStore
 
@@ -84,6 +82,7 @@ class RecommendationProcessor:
         layout = RowLayout(ring=settings.ring, recommended=self._k, blocks=1, channels=1)
         self._hot = HotRows(layout, settings.worker.hot_rows, device, store, on_damaged)
         self._ranker = Ranker(self._hot, catalogue, self._k)
+        self._outputs = Outputs(self._hot, users, transactional=self._transactional)
         self._popularity = Popularity()
         self._model: ServedModel | None = None
         if holder.current is not None:
@@ -98,28 +97,28 @@ class RecommendationProcessor:
 
     def _process(self, chunks: Sequence[tuple[int, Chunk]]) -> list[PartitionResult]:
         self._take_up()
-        clock = [time.perf_counter()]
-        index_of = self._model.index_of if self._model else {}
+        model, clock = self._model, [time.perf_counter()]
+        index_of = model.index_of if model else {}
         batch = decode_chunks(
             chunks, self._decoder, self._source, index_of, self._users.forget_before_ms
         )
         clock.append(time.perf_counter())
-        without_row = {} if self._transactional else self._look_behind(batch)
+        without_row = {} if self._transactional else self._outputs.look_behind(batch)
         slots, applied = self._load(batch)
         is_answered = np.ones(len(slots), np.bool_)
         if self._transactional:  # the row proves that the answer to a repeat was committed with it
             is_answered[:] = False
             is_answered[applied.user] = True
-        if self._model is not None:
-            self._rebuild(self._model, slots[is_answered])
+        if model is not None:
+            self._rebuild(model, slots[is_answered])
         clock.append(time.perf_counter())
         blocked = self._users.blocked(batch.users)
         ranked = self._advance_and_rank(slots, applied, is_answered, blocked)
         clock.append(time.perf_counter())
-        best = ranked.scores[:, 0]
-        if self._model is not None and np.count_nonzero(np.isfinite(best)) < len(best):
-            self._require_numbers(self._model, batch, slots, ranked)
-        results = self._results(batch, slots, ranked, is_answered, without_row)
+        if model is not None:
+            require_numbers(self._hot, self._changelog, model.version, batch, slots, ranked)
+        version = model.version if model else 0
+        results = self._outputs.results(batch, slots, ranked, is_answered, without_row, version)
         clock.append(time.perf_counter())
         self._count(batch, applied, ranked, is_answered)
         self._metrics.observe_stages(("decode", "load", "rank", "encode"), np.diff(clock))
@@ -196,31 +195,6 @@ class RecommendationProcessor:
         self._popularity.adopt(model)
         self._metrics.model_version.set(model.version)
         self._watch.see_release(model.release)
-
-    def _look_behind(self, batch: MicroBatch) -> dict[int, list[bytes]]:
-        """See to users of whom the batch holds nothing but forgotten events.
-
-        Such an event may have counted before a crash, and its list may have left. Where the row
-        holds less, the user is answered again. Where there is none, the list is to be taken back.
-
-        Returns:
-            By partition, the users without a row.
-        """
-        without_row: dict[int, list[bytes]] = {}
-        behind: dict[int, list[bytes]] = {}
-        for partition, read in batch.forgotten_users.items():
-            keys = sorted(read.keys() - set(batch.users[partition]))
-            slots = self._hot.find(partition, keys)  # may make room, so before the heads are read
-            heads, forget_of = self._hot.heads, self._users.forget_before_ms
-            has_row = heads["event_count"][slots] > 0
-            is_behind = has_row & (heads["offset"][slots] < [read[key] for key in keys])
-            # One that is to be erased, still, is by `refresh`, with a null value.
-            is_behind &= heads["forgotten_before_ms"][slots] >= [forget_of[key] for key in keys]
-            without_row[partition] = list(compress(keys, (~has_row).tolist()))
-            behind[partition] = list(compress(keys, is_behind.tolist()))
-        if any(behind.values()):
-            batch.add_users(behind)
-        return without_row
 
     def _load(self, batch: MicroBatch) -> tuple[Ints, Applied]:
         """Find the users' rows, and the events that they lack."""
@@ -377,74 +351,6 @@ class RecommendationProcessor:
         metrics.prequential_hits["repeat_last"].inc(int(repeats.sum()))
         metrics.prequential_hits["popularity"].inc(int(popular.sum()))
 
-    def _results(
-        self,
-        batch: MicroBatch,
-        slots: Ints,
-        ranked: Ranked,
-        is_answered: npt.NDArray[np.bool_],
-        without_row: Mapping[int, Sequence[bytes]],
-    ) -> list[PartitionResult]:
-        """Mark the rows as moved and put the outputs into their wire form."""
-        version = self._model.version if self._model else 0
-        is_outrun = self._is_outrun(batch, slots)
-        results, first = [], 0
-        for partition, keys in batch.users.items():
-            last = first + len(keys)
-            at, answered = slots[first:last], is_answered[first:last]
-            self._hot.heads["partition"][at[answered]] = partition
-            # Also where every event was a repeat: a kill between two confirmations
-            # must lose no output.
-            self._hot.mark_moved(partition, at[answered])
-            outputs = encode_recommendations(
-                partition, keys, self._hot.heads[at], ranked, first, version
-            )
-            takes_back = self._hot.take_back(at) | is_outrun[first:last]
-            if takes_back.any():
-                answered_by = zip(outputs, answered.tolist(), takes_back.tolist(), strict=True)
-                outputs = [
-                    record
-                    for one, is_sent, is_second in answered_by
-                    for record in (((one[0], None), one) if is_second else (one,))
-                    if is_sent
-                ]
-            elif self._transactional:
-                outputs = list(compress(outputs, answered.tolist()))
-            outputs += [(key, None) for key in without_row.get(partition, ())]
-            letters = [dead.letter for dead in batch.dead.get(partition, ())]
-            newest = int(self._hot.heads["offset"][at].max(initial=-1))
-            moved = self._hot.moved_rows(partition)
-            begin, end = np.searchsorted(batch.user, (first, last))
-            record_ms = batch.record_ms[begin:end]
-            results.append(PartitionResult(partition, outputs, letters, moved, newest, record_ms))
-            first = last
-        return results
-
-    def _is_outrun(self, batch: MicroBatch, slots: Ints) -> npt.NDArray[np.bool_]:
-        """Tell of whom a list may have left that reflects more than the row does now.
-
-        The user is to be forgotten, and a record behind the row's offset did not count: it may have
-        counted before a crash, and consumers keep the list of the highest offset. Not so
-        where lists leave with their rows: then the row outlived the crash, and was erased.
-        """
-        if self._transactional or not self._users.forget_before_ms:
-            return np.zeros(len(slots), np.bool_)
-        newest = np.full(len(slots), -1)
-        last = last_of_each(batch.user)
-        newest[batch.user[last]] = batch.offset[last]
-        keys = [key for keys in batch.users.values() for key in keys]
-        first = 0
-        for partition, users in batch.users.items():
-            if forgotten := batch.forgotten_users.get(partition):
-                read = np.array([forgotten.get(key, -1) for key in users], np.int64)
-                at = slice(first, first + len(users))
-                newest[at] = np.maximum(newest[at], read)
-            first += len(users)
-        is_outrun = self._hot.heads["offset"][slots] < newest
-        for user in np.flatnonzero(is_outrun).tolist():
-            is_outrun[user] = keys[user] in self._users.forget_before_ms
-        return is_outrun
-
     def _count(
         self,
         batch: MicroBatch,
@@ -470,21 +376,3 @@ class RecommendationProcessor:
         )
         if len(applied.timestamp_ms):
             metrics.last_event_timestamp.set(int(applied.timestamp_ms.max()) / 1000)
-
-    def _require_numbers(
-        self, model: ServedModel, batch: MicroBatch, slots: Ints, ranked: Ranked
-    ) -> None:
-        """End where a user's state is none that a release makes: the lists would be of nothing.
-
-        To be called where a list has no best score: it may be an empty one, of a user from whom all
-        items are kept. The weights were seen to when they were loaded.
-        """
-        suspects = np.flatnonzero(~np.isfinite(ranked.scores[:, 0]))
-        hidden = self._hot.hidden[self._hot.index(slots[suspects])]
-        [largest] = to_host(hidden.abs().flatten(1).amax(1))
-        wrong = suspects[np.isnan(ranked.scores[suspects, 0]) | ~(largest <= LARGEST)]
-        if not len(wrong):
-            return
-        users = [(partition, key) for partition, keys in batch.users.items() for key in keys]
-        partition, key = users[wrong[0]]
-        end_by_forged_row(self._changelog, partition, key, model.version)
