@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -126,8 +126,9 @@ def own_folder(folder: Path) -> Iterator[None]:
             owner = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
             msg = f"{folder}: another demo runs there (process {owner}); wait for it or end it"
             raise DemoFailed(msg) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, b"%d\n" % os.getpid())
+        with suppress(OSError):  # on a full disk the lock holds, but does not say whose it is
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"%d\n" % os.getpid())
         yield
     finally:
         os.close(descriptor)

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.demo.guard import Guard, own_folder, remove_earlier_run, require_space
 from pipeline.errors import BrokerUnavailable, DemoFailed
+from tests.refusals import file_size_limit
 
 
 def test_an_end_interrupts_whatever_the_main_thread_waits_for() -> None:
@@ -62,6 +63,16 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DemoFailed, match="expected a folder that can be written"):
         own_folder(tmp_path / "file" / "demo").__enter__()
+
+
+def test_a_demo_that_filled_the_disk_can_be_run_again(tmp_path: Path) -> None:
+    """The lock holds where its owner cannot be noted: what takes the room is removed behind it."""
+    with (
+        file_size_limit(0),
+        own_folder(tmp_path),
+        pytest.raises(DemoFailed, match=r"process unknown"),
+    ):
+        own_folder(tmp_path).__enter__()
 
 
 def test_what_an_earlier_run_left_is_removed(tmp_path: Path) -> None:
