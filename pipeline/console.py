@@ -1,8 +1,5 @@
 """What commands draw on: rich's console, whose reader may go away."""
 
-import sys
-from typing import NoReturn
-
 from rich.console import Console
 
 
@@ -12,11 +9,5 @@ class CommandConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raise the error again; what is drawn on stderr is no reason to end, and is left out."""
         if not self.stderr:
-            _raise_again()
+            raise  # rich calls from where it is handled
         self.quiet = True
-
-
-def _raise_again() -> NoReturn:
-    error = sys.exception()
-    assert error is not None  # rich calls from where it is handled
-    raise error
