@@ -5,22 +5,14 @@ their label values made at the start, so that zero is visible. Labels are closed
 or an item. Timestamps are exported as timestamps; ages are for the query.
 """
 
-import platform
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from pipeline.errors import DeadReason
+from pipeline.metric_kinds import ArrayHistogram, StoreCollector, by_label, register_build
 from state.store import StoreStats
-
-MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
 
 STAGES = ("decode", "load", "rank", "encode")
 EVENT_RESULTS = ("applied", "unknown_item", "duplicate", "skipped", "forgotten", "dead")
@@ -63,15 +55,15 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        _register_build(registry)
+        register_build(registry)
         own: dict[str, Any] = {"registry": registry}
-        self.events = _by_label(
+        self.events = by_label(
             Counter(
                 "lrurec_events", "Records consumed, each once by its result", ["result"], **own
             ),
             EVENT_RESULTS,
         )
-        self.dead_events = _by_label(
+        self.dead_events = by_label(
             Counter("lrurec_dead_events", "Records sent to the dead letters", ["reason"], **own),
             DeadReason,
         )
@@ -86,7 +78,7 @@ class Metrics:
         self.batch_events = Histogram(
             "lrurec_batch_events", "Records in a micro-batch", buckets=COUNT_BUCKETS, **own
         )
-        self.stage_seconds = _by_label(
+        self.stage_seconds = by_label(
             Histogram(
                 "lrurec_stage_seconds",
                 "Time of a micro-batch in a stage",
@@ -102,7 +94,7 @@ class Metrics:
             DELAY_BUCKETS_S,
             registry,
         )
-        self.recommendations = _by_label(
+        self.recommendations = by_label(
             Counter("lrurec_recommendations", "Recommendations made", ["source"], **own), SOURCES
         )
         self.short_recommendations = Counter(
@@ -122,7 +114,7 @@ class Metrics:
         self.model_version = Gauge(
             "lrurec_model_version", "Version of the serving release; 0: none", **own
         )
-        self.model_swaps = _by_label(
+        self.model_swaps = by_label(
             Counter(
                 "lrurec_model_swaps", "Announced releases by what came of them", ["result"], **own
             ),
@@ -187,14 +179,14 @@ class Metrics:
             **own,
         )
         self.hot_rows = Gauge("lrurec_hot_rows", "States held on the device", **own)
-        self.hot_row_reads = _by_label(
+        self.hot_row_reads = by_label(
             Counter("lrurec_hot_row_reads", "Look-ups of states on the device", ["result"], **own),
             ("hit", "miss"),
         )
         self.prequential_events = Counter(
             "lrurec_prequential_events", "Events that the list before them was held against", **own
         )
-        self.prequential_hits = _by_label(
+        self.prequential_hits = by_label(
             Counter(
                 "lrurec_prequential_hits",
                 "Of these, events whose item was in the list that the method gave before it",
@@ -288,7 +280,7 @@ class Metrics:
 
     def watch_store(self, stats: StoreStats) -> None:
         """Export what a store counts itself, read whenever the metrics are."""
-        self._registry.register(_StoreCollector(stats))
+        self._registry.register(StoreCollector(stats))
 
 
 class SupervisorMetrics:
@@ -302,11 +294,11 @@ class SupervisorMetrics:
     def __init__(self, registry: CollectorRegistry, processes: int) -> None:
         own: dict[str, Any] = {"registry": registry}
         numbers = [str(number) for number in range(processes)]
-        self.up = _by_label(
+        self.up = by_label(
             Gauge("lrurec_process_up", "Whether a worker process answers", ["process"], **own),
             numbers,
         )
-        self.restarts = _by_label(
+        self.restarts = by_label(
             Counter(
                 "lrurec_process_restarts",
                 "Times that a worker process ended by itself and was started again",
@@ -325,9 +317,9 @@ class TrainerMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        _register_build(registry)
+        register_build(registry)
         own: dict[str, Any] = {"registry": registry}
-        self.runs = _by_label(
+        self.runs = by_label(
             Counter("lrurec_train_runs", "Trainings by what came of them", ["result"], **own),
             ("released", "rejected", "failed"),
         )
@@ -340,7 +332,7 @@ class TrainerMetrics:
         self.steps = Counter("lrurec_train_steps", "Steps of the optimiser", **own)
         self.loss = Gauge("lrurec_train_loss", "Loss of the latest step, in nats", **own)
         self.events = Gauge("lrurec_train_events", "Events of the last training", **own)
-        self.recall = _by_label(
+        self.recall = by_label(
             Gauge(
                 "lrurec_train_recall_ratio",
                 "Recall@10 of the last training on held-out last items",
@@ -354,76 +346,3 @@ class TrainerMetrics:
             "When the last release was made that the gate let pass; 0: none yet",
             **own,
         )
-
-
-class ArrayHistogram(Collector):
-    """A histogram that takes many values at once, for what is measured per event.
-
-    Args:
-        name: With its unit.
-        documentation: For # HELP.
-        buckets: Upper bounds, rising; the last one, infinity, goes without saying.
-        registry: Where it is registered.
-    """
-
-    def __init__(
-        self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry
-    ) -> None:
-        self._name, self._documentation = name, documentation
-        self._bounds = np.asarray(buckets, dtype=np.float64)
-        self._counts = np.zeros(len(buckets) + 1, dtype=np.int64)
-        self._sum = 0.0
-        self._lock = threading.Lock()
-        registry.register(self)
-
-    def observe_many(self, values: NDArray[np.float64]) -> None:
-        """Count values (n,); a negative one, from clocks that disagree, counts as 0."""
-        values = np.maximum(values, 0.0)
-        at = np.searchsorted(self._bounds, values, side="left")
-        counts = np.bincount(at, minlength=len(self._counts))
-        with self._lock:
-            self._counts += counts
-            self._sum += float(values.sum())
-
-    def describe(self) -> list[Metric]:
-        """Name the series that `collect` gives."""
-        return [HistogramMetricFamily(self._name, self._documentation)]
-
-    def collect(self) -> Iterator[Metric]:
-        """Give the series."""
-        with self._lock:
-            cumulative, total = np.cumsum(self._counts).tolist(), self._sum
-        bounds = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
-        buckets = list(zip(bounds, cumulative, strict=True))
-        yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
-
-
-class _StoreCollector(Collector):
-    def __init__(self, stats: StoreStats) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats
-        counts = {
-            "rows_read": (stats.rows_read, "Rows asked of the store"),
-            "rows_missed": (stats.rows_missed, "Of these, rows that it did not have"),
-            "rows_written": (stats.rows_written, "Rows written to the store"),
-            "rows_deleted": (stats.rows_deleted, "Rows deleted from the store"),
-            "written_bytes": (stats.bytes_written, "Keys and rows written to the store"),
-            "batches_written": (stats.batches_written, "Atomic batches written to the store"),
-        }
-        for name, (value, documentation) in counts.items():
-            yield CounterMetricFamily(f"lrurec_store_{name}", documentation, value)
-
-
-def _by_label(metric: MetricT, values: Iterable[str]) -> dict[str, MetricT]:
-    return {str(value): metric.labels(str(value)) for value in values}
-
-
-def _register_build(registry: CollectorRegistry) -> None:
-    packages = {"version": "lrurec-stream", "torch": "torch", "faust": "faust-streaming"}
-    build = Info("lrurec_build", "What runs", registry=registry)
-    build.info(
-        {name: metadata.version(package) for name, package in packages.items()}
-        | {"python": platform.python_version()}
-    )

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from pipeline.demo.figures import DELAY, parse_reading, quantile
-from pipeline.metrics import DELAY_BUCKETS_S, ArrayHistogram
+from pipeline.metric_kinds import ArrayHistogram
+from pipeline.metrics import DELAY_BUCKETS_S
 
 
 @given(
