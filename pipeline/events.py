@@ -26,8 +26,9 @@ MIN_AUTO_US = 10**14  # as microseconds March 1973, as milliseconds the year 513
 MAX_DEPTH = 200  # of brackets; far below where a reader runs out of stack, so that all agree
 MAX_INTEGER_DIGITS = 4300  # what Python converts by default; no id or time is longer
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _Values = tuple[Any, Any, Any, Any, Any]
 _MISSING = {"user_id": DeadReason.MISSING_USER, "item_id": DeadReason.MISSING_ITEM}
@@ -154,12 +155,9 @@ class EventDecoder:
             return record_timestamp_ms
         if type(value) is str and unit in {"auto", "iso"}:
             try:
-                moment = datetime.fromisoformat(value)
+                time = parse_iso_ms(value)
             except ValueError:
                 self._refuse_as(bad, "timestamp", "ISO 8601", "another text")
-            if moment.tzinfo is None:
-                moment = moment.replace(tzinfo=UTC)
-            time = (moment - _EPOCH) // _MILLISECOND
         elif type(value) in {int, float} and unit != "iso":
             if value > 10**18 or value < 0:  # also keeps infinity out of the arithmetic
                 self._refuse_as(bad, "timestamp", "1970 to 2099", "a number outside")
@@ -208,6 +206,18 @@ class EventDecoder:
 
     def _refuse_as(self, reason: DeadReason, field: str, expected: str, got: str) -> NoReturn:
         _refuse(reason, f"{getattr(self._fields, field)}: expected {expected}, got {got}")
+
+
+def parse_iso_ms(text: str) -> int:
+    """Return a time in ISO 8601, without a zone of UTC, as milliseconds since 1970.
+
+    Raises:
+        ValueError: It is another text.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - EPOCH) // MILLISECOND
 
 
 def _refuse(reason: DeadReason, message: str) -> NoReturn:

@@ -7,7 +7,6 @@ and an older record that compaction keeps on another partition must not outlive 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 from kafka import KafkaProducer
@@ -16,7 +15,7 @@ from kafka.errors import KafkaError
 from pipeline.cluster.clients import end_offsets, kafka_python_options, wait_for_kafka
 from pipeline.cluster.rights import in_words
 from pipeline.errors import BrokerUnavailable, SettingsInvalid
-from pipeline.events import MAX_TIMESTAMP_MS, MIN_AUTO_MS
+from pipeline.events import EPOCH, MAX_TIMESTAMP_MS, MILLISECOND, MIN_AUTO_MS, parse_iso_ms
 from pipeline.printable import printable
 from pipeline.settings import Settings
 from pipeline.user_commands import (
@@ -28,9 +27,6 @@ from pipeline.user_commands import (
 )
 
 CONFIRMATION_DEADLINE_S = 30
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +70,9 @@ def parse_time_ms(text: str, now_ms: int) -> int:
             raise SettingsInvalid(expected)
     else:
         try:
-            moment = datetime.fromisoformat(text)
+            time_ms = parse_iso_ms(text)
         except ValueError:
             raise SettingsInvalid(expected) from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        time_ms = (moment - _EPOCH) // _MILLISECOND
     if time_ms != 0 and not MIN_AUTO_MS <= time_ms <= now_ms:
         msg = f"a time must be 1970-01-01 or between March 1973 and now, got {text!r}"
         raise SettingsInvalid(msg)
@@ -89,7 +82,7 @@ def parse_time_ms(text: str, now_ms: int) -> int:
 def format_time(time_ms: int) -> str:
     """Return milliseconds since 1970 as ISO 8601."""
     try:
-        return (_EPOCH + time_ms * _MILLISECOND).isoformat(timespec="milliseconds")
+        return (EPOCH + time_ms * MILLISECOND).isoformat(timespec="milliseconds")
     except OverflowError:  # a record's timestamp can be anything
         return f"{time_ms} ms"
 
