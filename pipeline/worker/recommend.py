@@ -33,7 +33,6 @@ from pipeline.worker.ranking import Applied, Ranked, Ranker
 from pipeline.worker.served_model import ModelHolder, ServedModel
 from pipeline.worker.settings_watch import SettingsWatch
 from pipeline.worker.users import Users
-from pipeline.worker.wire import count_short
 from state.row import EVENT_IDS, RowLayout, append_items, ring_items
 from state.store import StateStore
 
@@ -160,7 +159,7 @@ class RecommendationProcessor:
     def snapshot(self, partition: int) -> Snapshot:
         """Return what moved in the partition since the last snapshot."""
         rows, token = self._hot.snapshot(partition)
-        return Snapshot(rows=list(rows), token=token)
+        return Snapshot(rows=rows, token=token)
 
     def settled(self, partition: int, snapshot: Snapshot) -> None:
         """Note that changelog and store hold the snapshot's rows."""
@@ -372,7 +371,7 @@ class RecommendationProcessor:
         by_source = np.bincount(ranked.source[is_answered], minlength=3).tolist()
         metrics.count_recommendations(
             dict(zip(SOURCES, by_source, strict=True)),
-            short=count_short(ranked.items[is_answered]),
+            short=int(np.count_nonzero(ranked.items[is_answered, -1] == 0)),  # no last item
         )
         if len(applied.timestamp_ms):
             metrics.last_event_timestamp.set(int(applied.timestamp_ms.max()) / 1000)

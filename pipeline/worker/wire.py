@@ -1,11 +1,9 @@
-"""Recommendations and announcements as JSON."""
+"""Recommendations as JSON."""
 
 import time
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from pipeline.metrics import SOURCES
 from pipeline.worker.ranking import Ranked
@@ -78,8 +76,3 @@ def encode_recommendations(
         )
         records.append((key, value.encode()))
     return records
-
-
-def count_short(items: npt.NDArray[np.int64]) -> int:
-    """Return how many lists (u, k) hold fewer items than asked for: their last place is empty."""
-    return len(items) - int(np.count_nonzero(items[:, -1]))
