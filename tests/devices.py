@@ -31,7 +31,7 @@ class OnGpu:
 
     def __init__(self, form: Backend) -> None:
         self._form = form
-        self.name, self.packed = form.name, form.packed
+        self.name = form.name
 
     def forward(self, u: Tensor, lam: Tensor, h0: Tensor, rows: Rows) -> Tensor:
         """Return the state at every row, computed there."""

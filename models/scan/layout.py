@@ -1,4 +1,4 @@
-"""Where the rows of segments lie, and the way from packed to time-major rows and back."""
+"""Where time-major rows lie, and the way from packed ones to them and back."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,27 +11,14 @@ from models.shapes import SegmentLengths
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Position t of segment s is at row `first[s] + step[t]`. All tensors are on the CPU.
+    """Position t of the segment of rank r is at row `step[t] + r`. All tensors are on the CPU."""
 
-    Packed rows and time-major ones both can be told so, and a kernel need not know which it has.
-    """
-
-    first: Tensor
-    """int64 (s,): row of each segment's first position."""
     lengths: Tensor
-    """int64 (s,): positions of each segment, at least 1."""
+    """int64 (s,): positions of the segment at each rank, at least 1; never increasing."""
     step: Tensor
-    """int64 (longest,): how far behind it each later position lies."""
-    batch_sizes: tuple[int, ...] | None = None
-    """Of time-major rows: the segments active at each step; None: the rows are packed."""
-
-    @classmethod
-    def packed(cls, lengths: SegmentLengths) -> "Rows":
-        """Describe segments laid end to end (int64 (s,), each at least 1)."""
-        # As kernels read it, from its address: neither a view nor numbers of another size.
-        lengths = lengths.to("cpu", torch.int64).contiguous()
-        longest = int(lengths.max()) if lengths.numel() else 0
-        return cls(first=lengths.cumsum(0) - lengths, lengths=lengths, step=torch.arange(longest))
+    """int64 (longest,): the first row of each step."""
+    batch_sizes: tuple[int, ...]
+    """Active segments at each step; never increasing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,11 +89,10 @@ class PackedLayout:
 
     @cached_property
     def rows(self) -> Rows:
-        """The time-major rows, segments by rank."""
+        """Where the rows lie, as kernels are told."""
         active = torch.tensor(self.batch_sizes, dtype=torch.int64)
         ranks = torch.arange(self.batch_sizes[0] if self.batch_sizes else 0)
         return Rows(
-            first=ranks,
             # As long as there are steps with more segments than the rank; they are sorted.
             lengths=torch.searchsorted(-active, -ranks),
             step=active.cumsum(0) - active,

@@ -7,18 +7,16 @@ from models.scan.layout import Rows
 
 
 class LoopScan:
-    """One operation a step, forwards and, by hand, backwards. Rows must lie time-major.
+    """One operation a step, forwards and, by hand, backwards.
 
     A step is one contiguous block of rows, and the one before is still in the processor's cache.
     """
 
     name = "loop"
     device_type = None
-    packed = False
 
     def forward(self, u: Tensor, lam: Tensor, h0: Tensor, rows: Rows) -> Tensor:
         """Return the state at every row."""
-        assert rows.batch_sizes is not None
         batch_sizes = list(rows.batch_sizes)
         h = torch.empty_like(u)
         inputs, states = torch.split(u, batch_sizes), torch.split(h, batch_sizes)
@@ -32,7 +30,6 @@ class LoopScan:
         self, grad: Tensor, h: Tensor, lam: Tensor, h0: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients in u and lambda."""
-        assert rows.batch_sizes is not None
         batch_sizes = list(rows.batch_sizes)
         lam_conj = lam.conj().resolve_conj()
         d = torch.empty_like(h)

@@ -1,7 +1,7 @@
 // The recurrence h_t = u_t + lambda * h_{t-1} over segments, and its gradients.
 //
 // Complex numbers are pairs (re, im), as torch stores them. A row is one position: `channels` pairs.
-// Position t of segment s is at row first[s] + step[t], so packed and time-major rows are one case.
+// Rows lie time-major, the longest segment first: position t of segment s is at row step[t] + s.
 //
 // The work is cut into tiles of SEGMENTS segments by CHANNELS channels, whatever the number of
 // threads, and a tile is computed by one thread in a fixed order: the bits do not depend on threads.
@@ -18,13 +18,12 @@ constexpr int64_t CHANNELS = 128;
 constexpr int64_t FEW = 1 << 14;  // numbers below which a second thread costs more than it brings
 
 struct Rows {
-  const int64_t *first, *lengths, *step;
+  const int64_t *lengths, *step;
   int64_t segments, channels;
 
   int64_t tiles() const { return blocks() * ((channels + CHANNELS - 1) / CHANNELS); }
   int64_t blocks() const { return (segments + SEGMENTS - 1) / SEGMENTS; }
-  int64_t at(int64_t s, int64_t t) const { return 2 * channels * (first[s] + step[t]); }
-  bool packed(int64_t longest) const { return longest < 2 || step[1] == 1; }
+  int64_t at(int64_t s, int64_t t) const { return 2 * channels * (step[t] + s); }
   int threads(int wished) const {
     int64_t rows = 0;
     for (int64_t s = 0; s < segments; ++s) rows += lengths[s];
@@ -39,7 +38,7 @@ struct Tile {
     block = number % rows.blocks();
     first = block * SEGMENTS;
     last = std::min(first + SEGMENTS, rows.segments);
-    longest = *std::max_element(rows.lengths + first, rows.lengths + last);
+    longest = rows.lengths[first];
     channel = number / rows.blocks() * CHANNELS;
     width = std::min(CHANNELS, rows.channels - channel);
   }
@@ -48,26 +47,14 @@ struct Tile {
 // Calls visit(s, t) for every position of a tile.
 template <class Visit>
 void forwards(const Rows& rows, const Tile& tile, Visit visit) {
-  if (rows.packed(tile.longest)) {
-    for (int64_t s = tile.first; s < tile.last; ++s)
-      for (int64_t t = 0; t < rows.lengths[s]; ++t) visit(s, t);
-  } else {
-    for (int64_t t = 0; t < tile.longest; ++t)
-      for (int64_t s = tile.first; s < tile.last; ++s)
-        if (t < rows.lengths[s]) visit(s, t);
-  }
+  for (int64_t t = 0; t < tile.longest; ++t)
+    for (int64_t s = tile.first; s < tile.last && t < rows.lengths[s]; ++s) visit(s, t);
 }
 
 template <class Visit>
 void backwards(const Rows& rows, const Tile& tile, Visit visit) {
-  if (rows.packed(tile.longest)) {
-    for (int64_t s = tile.first; s < tile.last; ++s)
-      for (int64_t t = rows.lengths[s]; t-- > 0;) visit(s, t);
-  } else {
-    for (int64_t t = tile.longest; t-- > 0;)
-      for (int64_t s = tile.first; s < tile.last; ++s)
-        if (t < rows.lengths[s]) visit(s, t);
-  }
+  for (int64_t t = tile.longest; t-- > 0;)
+    for (int64_t s = tile.first; s < tile.last && t < rows.lengths[s]; ++s) visit(s, t);
 }
 
 // h = u + lambda * before
@@ -144,16 +131,14 @@ extern "C" {
 int64_t scan_segments_of_a_block() { return SEGMENTS; }
 
 #define EXPORT(T)                                                                                 \
-  void scan_forward_##T(const T* u, const T* lam, const T* h0, T* h, const int64_t* first,        \
-                        const int64_t* lengths, const int64_t* step, int64_t segments,            \
-                        int64_t channels, int threads) {                                          \
-    forward(u, lam, h0, h, Rows{first, lengths, step, segments, channels}, threads);              \
+  void scan_forward_##T(const T* u, const T* lam, const T* h0, T* h, const int64_t* lengths,      \
+                        const int64_t* step, int64_t segments, int64_t channels, int threads) {   \
+    forward(u, lam, h0, h, Rows{lengths, step, segments, channels}, threads);                     \
   }                                                                                               \
   void scan_backward_##T(const T* grad, const T* lam, const T* h0, const T* h, T* d, T* sums,     \
-                         T* d_lam, const int64_t* first, const int64_t* lengths,                  \
-                         const int64_t* step, int64_t segments, int64_t channels, int threads) {  \
-    backward(grad, lam, h0, h, d, sums, d_lam, Rows{first, lengths, step, segments, channels},    \
-             threads);                                                                            \
+                         T* d_lam, const int64_t* lengths, const int64_t* step,                   \
+                         int64_t segments, int64_t channels, int threads) {                       \
+    backward(grad, lam, h0, h, d, sums, d_lam, Rows{lengths, step, segments, channels}, threads); \
   }
 
 EXPORT(float)

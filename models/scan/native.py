@@ -20,7 +20,6 @@ class NativeScan:
 
     name = "native"
     device_type = "cpu"
-    packed = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._block: int = library.scan_segments_of_a_block()
@@ -68,10 +67,10 @@ def load_native(folder: Path) -> NativeScan:
 
 
 def _function(library: ctypes.CDLL, name: str, tensors: int) -> Callable[..., None]:
-    """Declare a function: tensors, three tables of int64, two sizes, the number of threads."""
+    """Declare a function: tensors, two tables of int64, two sizes, the number of threads."""
     function = library[name]
     sizes = [ctypes.c_int64] * 2
-    function.argtypes = [*[ctypes.c_void_p] * (tensors + 3), *sizes, ctypes.c_int]
+    function.argtypes = [*[ctypes.c_void_p] * (tensors + 2), *sizes, ctypes.c_int]
     function.restype = None
     return function
 
@@ -81,5 +80,5 @@ def _pointers(*tensors: Tensor) -> list[int]:
 
 
 def _shape(rows: Rows, x: Tensor) -> tuple[int, ...]:
-    tables = _pointers(rows.first, rows.lengths, rows.step)
-    return (*tables, rows.first.numel(), x.shape[1], torch.get_num_threads())
+    tables = _pointers(rows.lengths, rows.step)
+    return (*tables, rows.lengths.numel(), x.shape[1], torch.get_num_threads())

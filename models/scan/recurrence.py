@@ -39,12 +39,8 @@ class Backend(Protocol):
     def device_type(self) -> str | None:
         """Where it runs, cpu or cuda; None: anywhere."""
 
-    @property
-    def packed(self) -> bool:
-        """Whether rows may lie packed; else they must lie time-major."""
-
     def forward(self, u: Tensor, lam: Tensor, h0: Tensor, rows: Rows) -> Tensor:
-        """Return h (t, c), for u (t, c), lambda (c,) and h0 (s, c), in the order of `rows`."""
+        """Return h (t, c), for u (t, c), lambda (c,) and h0 (s, c), time-major."""
 
     def backward(
         self, grad: Tensor, h: Tensor, lam: Tensor, h0: Tensor, rows: Rows
@@ -87,7 +83,7 @@ def _triton(device: torch.device) -> Backend | None:
     try:  # the first launch needs a C compiler and Python's headers
         with torch.cuda.device(device):
             one = torch.ones(1, 1, dtype=torch.complex64, device=device)
-            form.forward(one, one[0], one, Rows.packed(torch.tensor([1])))
+            form.forward(one, one[0], one, PackedLayout.from_lengths(torch.tensor([1])).rows)
     except Exception as error:  # whatever Triton or the driver raise
         reason = str(error).partition("\n")[0]
         _log.warning("scans go by the loop, no Triton: %s: %s", type(error).__name__, reason)
@@ -123,15 +119,12 @@ def scan(
     if int(lengths.sum()) != u.shape[0]:
         msg = f"lengths must add up to the {u.shape[0]} rows of u, got {int(lengths.sum())}"
         raise ValueError(msg)
-    if not backend_for(u.device).packed:
-        layout = PackedLayout.from_lengths(lengths, u.device)
-        h = scan_time_major(u[layout.to_time_major], lam, h0[layout.order], layout)
-        return h[layout.to_packed], h[layout.last_rows][layout.rank]
-    if lengths.numel() and int(lengths.min()) < 1:
-        msg = f"a segment must have at least 1 row, got a length of {int(lengths.min())}"
+    if len(h0) != lengths.numel():
+        msg = f"h0 must have a row for each of {lengths.numel()} segments, got {len(h0)}"
         raise ValueError(msg)
-    h = _scan(u, lam, h0, Rows.packed(lengths))
-    return h, h[lengths.to(u.device).cumsum(0) - 1]
+    layout = PackedLayout.from_lengths(lengths, u.device)
+    h = scan_time_major(u[layout.to_time_major], lam, h0[layout.order], layout)
+    return h[layout.to_packed], h[layout.last_rows][layout.rank]
 
 
 def scan_time_major(
@@ -151,11 +144,7 @@ def scan_time_major(
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
     """
-    return _scan(u, lam, h0, layout.rows)
-
-
-def _scan(u: Tensor, lam: Tensor, h0: Tensor | None, rows: Rows) -> Tensor:
-    segments, count = rows.first.numel(), int(rows.lengths.sum())
+    segments, count = len(layout.order), len(layout.to_time_major)
     if h0 is None:
         h0 = u.new_zeros(segments, u.shape[1])
     wanted = [("u", u, (count, u.shape[1])), ("lam", lam, u.shape[1:])]
@@ -170,7 +159,7 @@ def _scan(u: Tensor, lam: Tensor, h0: Tensor | None, rows: Rows) -> Tensor:
             raise ValueError(msg)
     if u.numel() == 0:
         return u
-    h: Tensor = _Scan.apply(u, lam, h0, rows, backend_for(u.device))
+    h: Tensor = _Scan.apply(u, lam, h0, layout.rows, backend_for(u.device))
     return h
 
 
@@ -197,5 +186,5 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         h, lam, h0 = ctx.saved_tensors
         d, d_lam = ctx.backend.backward(_plain(grad), h, lam, h0, ctx.rows)
-        d_h0 = lam.conj() * d[ctx.rows.first.to(d.device)] if ctx.needs_input_grad[2] else None
+        d_h0 = lam.conj() * d[: len(h0)] if ctx.needs_input_grad[2] else None
         return d, d_lam, d_h0, None, None

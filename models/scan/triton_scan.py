@@ -53,7 +53,6 @@ class TritonScan:
     """
 
     name = "triton"
-    packed = True
 
     def __init__(self, chunk: int | None = None, device_type: str = "cuda") -> None:
         self.device_type = device_type
@@ -106,7 +105,7 @@ class TritonScan:
 
 def _chunk_length(rows: Rows, channels: int) -> int | None:
     """Choose the longest chunks that fill the device; None: no cutting."""
-    if rows.first.numel() * channels >= THREADS_TO_FILL:
+    if rows.lengths.numel() * channels >= THREADS_TO_FILL:
         return None
     wanted = int(rows.lengths.sum()) * channels // THREADS_TO_FILL
     chunk = max(SHORTEST_CHUNK, 1 << max(0, wanted.bit_length() - 1))
@@ -114,7 +113,8 @@ def _chunk_length(rows: Rows, channels: int) -> int | None:
 
 
 def _whole(rows: Rows, device: torch.device) -> Pieces:
-    tables = (rows.first, torch.zeros_like(rows.first), rows.lengths, rows.step)
+    ranks = torch.arange(rows.lengths.numel())
+    tables = (ranks, torch.zeros_like(ranks), rows.lengths, rows.step)
     first, begin, lengths, step = _on(device, *tables)
     return Pieces(first=first, begin=begin, lengths=lengths, step=step)
 
@@ -122,10 +122,9 @@ def _whole(rows: Rows, device: torch.device) -> Pieces:
 def _cut(rows: Rows, chunk: int, device: torch.device) -> tuple[Pieces, _Chunks]:
     counts = (rows.lengths + chunk - 1) // chunk
     heads = counts.cumsum(0) - counts
-    segment = torch.repeat_interleave(torch.arange(counts.numel()), counts)
-    begin = (torch.arange(segment.numel()) - heads[segment]) * chunk
-    first = rows.first[segment]
-    lengths = (rows.lengths[segment] - begin).clamp(max=chunk)
+    first = torch.repeat_interleave(torch.arange(counts.numel()), counts)  # the segment's rank
+    begin = (torch.arange(first.numel()) - heads[first]) * chunk
+    lengths = (rows.lengths[first] - begin).clamp(max=chunk)
     row_before = first + rows.step[(begin - 1).clamp(min=0)]
     nothing, chunks = torch.zeros_like(heads), torch.arange(int(counts.max()))
     of_pieces, of_joined = (first, begin, lengths, rows.step), (heads, nothing, counts, chunks)

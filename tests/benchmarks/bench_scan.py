@@ -7,12 +7,11 @@
 The second form measures a GPU, see `tests.benchmarks.gpu_scan`; the rest is about the first.
 
 Times the values and the gradients in u, lambda and h0 of sequences of one length, by recursive
-doubling (the published form), by the loop of torch operations and by native code; the last two on
-packed rows and on time-major ones, as training has them. The floor is five passes over memory (read
-u, write h; read the gradient and h, write that in u), each as long as half a copy of as many bytes.
-Forms take turns, so that a busy machine is busy for all of them; figures are medians, with the
-best round beside it. Without a C++ compiler the native form is left out. The plot shows the time of
-a row over the length.
+doubling (the published form), by the loop of torch operations and by native code. The floor is five
+passes over memory (read u, write h; read the gradient and h, write that in u), each as long as half
+a copy of as many bytes. Forms take turns, so that a busy machine is busy for all of them; figures
+are medians, with the best round beside it. Without a C++ compiler the native form is left out. The
+plot shows the time of a row over the length.
 """
 
 import argparse
@@ -20,19 +19,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from models.allocator import freed_memory_kept
 from models.native_build import NativeUnavailable
-from models.scan import (
-    PackedLayout,
-    scan,
-    scan_doubling,
-    scan_time_major,
-    use_backend,
-)
+from models.scan import PackedLayout, scan_doubling, scan_time_major, use_backend
 from models.scan.loop import LoopScan
 from models.scan.native import load_native
 from models.scan.recurrence import Backend
@@ -72,37 +66,23 @@ def runs(
     h0 = torch.randn(batch, channels, dtype=torch.complex64, generator=generator)
     radius, angle = torch.rand(2, channels, generator=generator)
     lam = torch.polar(0.8 + 0.19 * radius, 6.2832 * angle)
-    lengths = torch.full((batch,), length)
-    layout = PackedLayout.from_lengths(lengths)
+    layout = PackedLayout.from_lengths(torch.full((batch,), length))
     real = torch.ones(batch, length, dtype=torch.bool)
     leaves = [x.requires_grad_() for x in (u, lam, h0)]
     target = torch.empty_like(u, requires_grad=False)
-
-    def packed() -> object:
-        return torch.autograd.grad(scan(u, lam, h0, lengths)[0], leaves, gradient)
-
-    def time_major() -> object:
-        return torch.autograd.grad(scan_time_major(u, lam, h0, layout), leaves, gradient)
 
     def doubling() -> object:
         h = scan_doubling(u.view(batch, length, channels), lam, real)
         return torch.autograd.grad(h, leaves[:2], gradient.view(h.shape))
 
-    def by(backend: Backend, form: Callable[[], object]) -> Callable[[], object]:
-        def run() -> object:
-            with use_backend(backend):
-                return form()
-
-        return run
+    def by(backend: Backend) -> object:
+        with use_backend(backend):
+            return torch.autograd.grad(scan_time_major(u, lam, h0, layout), leaves, gradient)
 
     return {
         FLOOR: lambda: target.copy_(u.detach()),
         DOUBLING: doubling,
-        **{
-            f"{name}, {order}": by(backend, form)
-            for name, backend in backends.items()
-            for order, form in (("packed", packed), ("time-major", time_major))
-        },
+        **{name: partial(by, backend) for name, backend in backends.items()},
     }
 
 

@@ -17,7 +17,6 @@ from models.scan import (
     scan,
     scan_doubling,
     scan_reference,
-    scan_time_major,
     use_backend,
 )
 from models.scan.loop import LoopScan
@@ -88,13 +87,6 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, ...]:
     return u, torch.polar(torch.tensor(radius), angle), h0, torch.tensor(lengths)
 
 
-def time_major(u: Tensor, lam: Tensor, h0: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Scan packed rows by way of time-major ones."""
-    layout = PackedLayout.from_lengths(lengths)
-    h = scan_time_major(u[layout.to_time_major], lam, h0[layout.order], layout)
-    return h[layout.to_packed], h[layout.last_rows][layout.rank]
-
-
 def values_and_gradients(form: Scan, *inputs: Tensor) -> list[Tensor]:
     """Return h, the last states, and the gradients in u, lambda and h0 of a fixed function."""
     *tensors, lengths = inputs
@@ -114,11 +106,10 @@ def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float) ->
 
 
 def law_of_single_precision(*problem: Tensor) -> None:
-    """Values and gradients are those of the double-precision loop, packed and time-major."""
+    """Values and gradients are those of the double-precision loop."""
     expected = values_and_gradients(scan_reference, *problem)
 
     assert_close(values_and_gradients(scan, *problem), expected, FLOAT32)
-    assert_close(values_and_gradients(time_major, *problem), expected, FLOAT32)
 
 
 def law_of_double_precision(*problem: Tensor) -> None:
@@ -323,7 +314,7 @@ def test_a_second_derivative_is_refused(backend: Backend) -> None:
         first.abs().sum().backward()
 
 
-@pytest.mark.parametrize("wrong", ["lengths", "a length", "lam", "h0", "dtype"])
+@pytest.mark.parametrize("wrong", ["lengths", "a length", "lam", "h0", "a state more", "dtype"])
 def test_what_does_not_fit_is_refused(wrong: str, backend: Backend) -> None:
     """No form reads beyond what it was given."""
     u, lam, h0 = (torch.zeros(shape, dtype=torch.complex64) for shape in ((3, 2), (2,), (2, 2)))
@@ -336,6 +327,8 @@ def test_what_does_not_fit_is_refused(wrong: str, backend: Backend) -> None:
         lam = lam[:1]
     elif wrong == "h0":
         h0 = h0[:, :1]
+    elif wrong == "a state more":
+        h0 = h0[[0, 1, 1]]
     else:
         h0 = h0.to(torch.complex128)
 
