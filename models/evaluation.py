@@ -148,7 +148,6 @@ def evaluate(
     holdout: Holdout,
     *,
     mask_window: bool = True,
-    ks: Sequence[int] = METRIC_KS,
     processes: Processes | None = None,
 ) -> dict[str, float]:
     """Measure a recommender; only the last position of every window is scored.
@@ -159,7 +158,6 @@ def evaluate(
         recommender: the model.
         holdout: users and their targets, at least one.
         mask_window: whether the items that the model sees are out of the ranking.
-        ks: lengths of the lists to look at.
         processes: those that share the users and call this alike; None: this one ranks all.
 
     Returns:
@@ -187,7 +185,7 @@ def evaluate(
     ranks = np.empty(len(holdout.targets), np.int64)
     for rank, theirs in enumerate(processes.from_all(own_ranks)):
         ranks[rank :: processes.count] = theirs
-    return ranking_metrics(ranks, ks)
+    return ranking_metrics(ranks)
 
 
 def last_outputs(recommender: Recommender, window: PackedHistories) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.evaluation import METRIC_KS, Holdout, Scorer, rank_holdout, ranking_metrics
+from models.evaluation import Holdout, Scorer, rank_holdout, ranking_metrics
 from models.packing import PAD, Indices, concatenate
 
 
@@ -34,12 +34,7 @@ def popularity_scorer(counts: Indices) -> Scorer:
 
 
 def evaluate_popularity(
-    counts: Indices,
-    holdout: Holdout,
-    *,
-    max_length: int,
-    mask_window: bool = True,
-    ks: Sequence[int] = METRIC_KS,
+    counts: Indices, holdout: Holdout, *, max_length: int, mask_window: bool = True
 ) -> dict[str, float]:
     """Measure the baseline as `models.evaluation.evaluate` measures a recommender.
 
@@ -48,7 +43,6 @@ def evaluate_popularity(
         holdout: users and their targets.
         max_length: the window whose items are masked.
         mask_window: whether they are.
-        ks: lengths of the lists to look at.
 
     Returns:
         The metrics of `ranking_metrics`.
@@ -60,4 +54,4 @@ def evaluate_popularity(
         max_length=max_length,
         mask_window=mask_window,
     )
-    return ranking_metrics(ranks, ks)
+    return ranking_metrics(ranks)
