@@ -46,33 +46,35 @@ class Holdout(NamedTuple):
     targets: Indices
     """(u,) the item that followed each history."""
 
+    @classmethod
+    def of_last_items(cls, sequences: Sequence[Indices]) -> "Holdout":
+        """Hold out the last item of every sequence, none of them empty."""
+        targets = np.array([sequence[-1] for sequence in sequences], np.int64)
+        return cls([sequence[:-1] for sequence in sequences], targets)
 
-class LeaveOneOut(NamedTuple):
-    """The three parts of a leave-one-out split."""
+
+class Split(NamedTuple):
+    """What trains, what chooses the best weights, and what judges them."""
 
     train: list[Indices]
-    """Every user's training items, in the order given."""
+    """Every user's items, those held out left off, in the order given."""
     validation: Holdout
-    """Users with at least three items: the last but one, after the training items."""
+    """What chooses."""
     test: Holdout
-    """The same users: the last item, after all others."""
+    """What judges: the best of many measurements on one holdout is better there than elsewhere."""
 
 
-def leave_one_out(sequences: Sequence[npt.ArrayLike]) -> LeaveOneOut:
+def leave_one_out(sequences: Sequence[npt.ArrayLike]) -> Split:
     """Split by the authors' rule: a user's last item tests, the one before it validates.
 
     Users with fewer than three items only train.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     split = [array for array in arrays if array.size >= 3]
-    return LeaveOneOut(
+    return Split(
         train=[array[:-2] if array.size >= 3 else array for array in arrays],
-        validation=Holdout(
-            [array[:-2] for array in split], np.array([array[-2] for array in split], np.int64)
-        ),
-        test=Holdout(
-            [array[:-1] for array in split], np.array([array[-1] for array in split], np.int64)
-        ),
+        validation=Holdout.of_last_items([array[:-1] for array in split]),
+        test=Holdout.of_last_items(split),
     )
 
 

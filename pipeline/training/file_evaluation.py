@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from models.config import ModelConfig
-from models.evaluation import Holdout, LeaveOneOut, evaluate, leave_one_out
+from models.evaluation import Holdout, Split, evaluate, leave_one_out
 from models.packing import Indices
 from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
@@ -161,7 +161,7 @@ def _counted(settings: Settings, rows: Interactions) -> npt.NDArray[np.bool_]:
 
 
 def _popularity(
-    split: LeaveOneOut, holdout: Holdout, vocabulary: Vocabulary, config: ModelConfig
+    split: Split, holdout: Holdout, vocabulary: Vocabulary, config: ModelConfig
 ) -> dict[str, float]:
     return evaluate_popularity(
         item_counts(split.train, vocabulary.n_items),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from models.errors import ReleaseError
-from models.evaluation import evaluate
+from models.evaluation import Split, evaluate
 from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
 from models.release import Release, write_release
@@ -35,14 +35,12 @@ from pipeline.errors import NotEnoughEvents, SwapRejected
 from pipeline.settings import Settings
 from pipeline.training.folder import TrainingFolder, TrainingPlan, free_number
 from pipeline.training.gate import evaluate_release, serving_release, why_refused
+from pipeline.training.holdout import MIN_SPLIT_ITEMS, hold_out_last_items
 from pipeline.training.processes import training_device
 from pipeline.training.scan_form import fastest_scan
 from pipeline.training.sequences import (
-    MIN_SPLIT_ITEMS,
-    LastItemSplit,
     ReadProgress,
     TopicSequences,
-    hold_out_last_items,
     plan_ranges,
     read_sequences,
 )
@@ -77,7 +75,7 @@ class TrainingData(NamedTuple):
 
     n_items: int
     """Items of the vocabulary."""
-    split: LastItemSplit
+    split: Split
     """What to train on and to validate by."""
 
 
@@ -259,7 +257,7 @@ def _interrupted(folder: TrainingFolder, topic: str, found_id: str) -> TrainingP
     return plan
 
 
-def _require_enough(read: TopicSequences, split: LastItemSplit, topic: str) -> None:
+def _require_enough(read: TopicSequences, split: Split, topic: str) -> None:
     """Refuse what a model cannot be trained on or judged by.
 
     Raises:
@@ -306,7 +304,7 @@ def _with_the_way_out(error: ResumeMismatch) -> ResumeMismatch:
 def _compare(
     settings: Settings,
     read: TopicSequences,
-    split: LastItemSplit,
+    split: Split,
     result: TrainResult,
     serving: Release | None,
 ) -> dict[str, dict[str, float]]:
@@ -355,7 +353,7 @@ def _announce(settings: Settings, release: Release, ask_broker: AskBroker) -> No
 
 
 def _describe_data(
-    settings: Settings, plan: TrainingPlan, read: TopicSequences, split: LastItemSplit
+    settings: Settings, plan: TrainingPlan, read: TopicSequences, split: Split
 ) -> dict[str, Any]:
     return {
         "topic": plan.topic,

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from models.evaluation import Holdout
 from models.packing import Indices
 from models.vocabulary import Vocabulary, item_hash
 from pipeline.cluster.clients import (
@@ -40,8 +39,6 @@ from state.row import EVENT_IDS
 logger = logging.getLogger(__name__)
 
 PROGRESS_RECORDS = 5000
-MIN_SPLIT_ITEMS = 3
-"""A user with fewer items only trains, as in `models.evaluation.leave_one_out`."""
 
 Ints32 = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
@@ -357,60 +354,6 @@ def _split_by_user(user: Ints32, index: Indices) -> tuple[list[Indices], Indices
     """Cut events, sorted by user, into one view per user; also the users, in that order."""
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     return np.split(index, starts[1:]), user[starts].astype(np.int64)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LastItemSplit:
-    """What trains, what chooses the best weights, and what judges them.
-
-    Attributes:
-        train: Every user's items, those held out left off.
-        validation: Users whose last item is held out, and chooses.
-        test: Others, whose last item judges: what is the best of many measurements on some users
-            is better on them than on others.
-    """
-
-    train: list[Indices]
-    validation: Holdout
-    test: Holdout
-
-
-def hold_out_last_items(
-    sequences: Sequence[Indices], user_hashes: Hashes, most_users: int
-) -> LastItemSplit:
-    """Hold out the last item of users who have at least three.
-
-    Where there are more users than wanted, those with the lowest hashes are taken. A user taken
-    today was so taken, as long as there were fewer users then: no earlier release has trained on an
-    item that is held out now, and comparing them is fair. A user's hash says as well which of the
-    two an item is held out for, so none that judges has chosen before. Where one of them would have
-    no user, all users do both.
-
-    Args:
-        sequences: One user's items each, oldest first.
-        user_hashes: uint64 (u,).
-        most_users: Most users to hold out an item of.
-    """
-    eligible = np.flatnonzero([len(sequence) >= MIN_SPLIT_ITEMS for sequence in sequences])
-    lowest = np.argsort(user_hashes[eligible], kind="stable")[:most_users]
-    held_out = set(eligible[lowest].tolist())
-    chooses = [user for user in sorted(held_out) if user_hashes[user] % 2 == 0]
-    judges = [user for user in sorted(held_out) if user_hashes[user] % 2 == 1]
-    return LastItemSplit(
-        train=[
-            sequence[:-1] if user in held_out else sequence
-            for user, sequence in enumerate(sequences)
-        ],
-        validation=_held_out(sequences, chooses or judges),
-        test=_held_out(sequences, judges or chooses),
-    )
-
-
-def _held_out(sequences: Sequence[Indices], users: Sequence[int]) -> Holdout:
-    return Holdout(
-        [sequences[user][:-1] for user in users],
-        np.array([sequences[user][-1] for user in users], np.int64),
-    )
 
 
 def _without_collisions(kept: list[int], item_ids: Sequence[str]) -> list[int]:

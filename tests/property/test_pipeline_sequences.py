@@ -12,9 +12,9 @@ from xxhash import xxh3_64_intdigest
 from models.vocabulary import item_hash
 from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
+from pipeline.training.holdout import hold_out_last_items
 from pipeline.training.sequences import (
     gather_sequences,
-    hold_out_last_items,
     number_items,
     proportional,
     repeated_events,
