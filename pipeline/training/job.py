@@ -37,11 +37,11 @@ from pipeline.training.folder import TrainingFolder, TrainingPlan, free_number
 from pipeline.training.gate import evaluate_release, serving_release, why_refused
 from pipeline.training.holdout import MIN_SPLIT_ITEMS, hold_out_last_items
 from pipeline.training.processes import training_device
+from pipeline.training.ranges import plan_ranges
 from pipeline.training.scan_form import fastest_scan
 from pipeline.training.sequences import (
     ReadProgress,
     TopicSequences,
-    plan_ranges,
     read_sequences,
 )
 from pipeline.worker.releases import (

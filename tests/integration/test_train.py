@@ -20,7 +20,8 @@ from pipeline.errors import BrokerUnavailable, NotEnoughEvents, SwapRejected
 from pipeline.settings import Settings, settings_flags
 from pipeline.training.folder import TrainingFolder, release_versions
 from pipeline.training.job import T, train_release
-from pipeline.training.sequences import plan_ranges, read_sequences
+from pipeline.training.ranges import plan_ranges
+from pipeline.training.sequences import read_sequences
 from pipeline.users import forget
 from pipeline.worker.releases import Announcement, announce, open_announced, read_announcements
 from pipeline.worker.served_model import ServedModel, prepare

@@ -13,10 +13,10 @@ from models.vocabulary import item_hash
 from pipeline.errors import NotEnoughEvents
 from pipeline.settings import Settings
 from pipeline.training.holdout import hold_out_last_items
+from pipeline.training.ranges import proportional
 from pipeline.training.sequences import (
     gather_sequences,
     number_items,
-    proportional,
     repeated_events,
 )
 from state.row import EVENT_IDS
