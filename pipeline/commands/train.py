@@ -76,6 +76,9 @@ def _train(command: Command, processes: "Processes") -> "TrainingReport":
                 resume=command.resume,
                 processes=processes,
             )
+    except ResumeMismatch as error:
+        msg = f"{error}; train without --resume to start anew"
+        raise ResumeMismatch(msg) from error
     except (KeyboardInterrupt, SystemExit):
         # Without a plan there is nothing to go on with: not yet begun, or done but for the end.
         plan = None

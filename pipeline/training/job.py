@@ -28,7 +28,6 @@ from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
 from models.release import Release, write_release
 from models.training import train
-from models.training_checkpoint import ResumeMismatch
 from models.training_result import TrainingDiverged, TrainingProgress, TrainResult
 from pipeline.cluster.topics import topic_id
 from pipeline.errors import NotEnoughEvents, SwapRejected
@@ -150,13 +149,14 @@ def train_release(
         _announcements(settings, ask_broker)  # a topic that is missing is to be known now
         topic, kafka = settings.topics.interactions, settings.kafka
         found_id = ask_broker(lambda: topic_id(kafka, topic))
-        interrupted = _interrupted(folder, topic, found_id) if resume else None
+        interrupted = folder.read_plan(topic, found_id) if resume else None
         if interrupted is None:
             ranges = ask_broker(lambda: plan_ranges(settings, started_s))
             plan = TrainingPlan(topic=topic, topic_id=found_id, ranges=ranges)
             folder.begin(plan)
         else:
             plan = interrupted
+            _log.info("going on with the training that was interrupted")
         _log.info("training on %s", topic)
         try:
             read = ask_broker(lambda: read_sequences(settings, plan.ranges, progress))
@@ -242,21 +242,6 @@ def help_to_train(settings: Settings, processes: Processes) -> None:
     _train(settings, processes.from_first(None), lambda _: None, processes)
 
 
-def _interrupted(folder: TrainingFolder, topic: str, found_id: str) -> TrainingPlan | None:
-    """Return what an interrupted training reads; None where there is none.
-
-    Raises:
-        ResumeMismatch: It is of another topic, or its plan is damaged; it stays as it is.
-    """
-    try:
-        plan = folder.read_plan(topic, found_id)
-    except ResumeMismatch as error:
-        raise _with_the_way_out(error) from error
-    if plan is not None:
-        _log.info("going on with the training that was interrupted")
-    return plan
-
-
 def _require_enough(read: TopicSequences, split: Split, topic: str) -> None:
     """Refuse what a model cannot be trained on or judged by.
 
@@ -280,25 +265,18 @@ def _train(
 ) -> TrainResult:
     if settings.trainer.threads is not None:
         torch.set_num_threads(settings.trainer.threads)
-    try:
-        with fastest_scan(settings.trainer):
-            return train(
-                settings.model.config(data.n_items),
-                settings.training,
-                data.split.train,
-                data.split.validation,
-                mask_window=settings.recommend.exclude_seen,
-                progress=progress,
-                checkpoint_path=TrainingFolder(settings.trainer.releases_dir).checkpoint,
-                processes=processes,
-                device=training_device(settings.trainer),
-            )
-    except ResumeMismatch as error:
-        raise _with_the_way_out(error) from error
-
-
-def _with_the_way_out(error: ResumeMismatch) -> ResumeMismatch:
-    return ResumeMismatch(f"{error}; train without --resume to start anew")
+    with fastest_scan(settings.trainer):
+        return train(
+            settings.model.config(data.n_items),
+            settings.training,
+            data.split.train,
+            data.split.validation,
+            mask_window=settings.recommend.exclude_seen,
+            progress=progress,
+            checkpoint_path=TrainingFolder(settings.trainer.releases_dir).checkpoint,
+            processes=processes,
+            device=training_device(settings.trainer),
+        )
 
 
 def _compare(

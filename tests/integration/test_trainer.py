@@ -318,9 +318,11 @@ class Waiting(Trainer):
 
 
 def test_a_training_that_learned_what_is_forgotten_now_is_begun_anew(
-    world: Settings, run_to_first_pause: Callable[[Settings], CollectorRegistry]
+    world: Settings,
+    run_to_first_pause: Callable[[Settings], CollectorRegistry],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The next start neither goes on with it nor stops at it."""
+    """The next start neither goes on with it nor stops at it, and advises no flag it lacks."""
     send_walks(world, users=60)
     checkpoint = TrainingFolder(world.trainer.releases_dir).checkpoint
 
@@ -339,6 +341,8 @@ def test_a_training_that_learned_what_is_forgotten_now_is_begun_anew(
     assert announced(world) == [1]
     assert manifest.training["data"]["events_forgotten"] == len(steps)
     assert not checkpoint.exists()
+    assert "it learned from other interactions" in caplog.text
+    assert "--resume" not in caplog.text
 
 
 def leave_unannounced(settings: Settings) -> None:
