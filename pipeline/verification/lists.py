@@ -1,12 +1,11 @@
 """Recommendations as they are read, and what a list has to keep to."""
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from pipeline.cluster.clients import Record
 from pipeline.verification.commands import HEARD_WITHIN_MS, Told
 from pipeline.verification.oracle import UserHistory, UserOf, hash_of
 from pipeline.verification.releases import KnownItems
@@ -44,6 +43,7 @@ class ListLog:
         partition: Of the event behind each list.
         offset: Of that event.
         user: Number of each list's user.
+        start: The user's first event that the state behind it holds.
         count: How many of the user's events the list reflects.
         items: Indices, `width` per list, 0 where there is none.
         scores: As listed, `width` per list.
@@ -98,7 +98,7 @@ class OutputRules:
     least_ring: int
     most_ring: int
     barred: frozenset[int]
-    withdrawn: Mapping[str, int]
+    withdrawn: Mapping[str, float]
     told: Mapping[bytes, Told]
     sampled: frozenset[UserOf] | None
 
@@ -106,7 +106,7 @@ class OutputRules:
         """Tell whether the user's state and lists are to be computed anew."""
         return self.sampled is None or user in self.sampled
 
-    def excluded(self, output: Output, withdrawn: Mapping[str, int]) -> list[str]:
+    def excluded(self, output: Output, withdrawn: Mapping[str, float]) -> list[str]:
         """Return the items of a list that were withdrawn long before it was made."""
         since_ms = output.emitted_at_ms - HEARD_WITHIN_MS
         ids = (item.item_id for item in output.items)
@@ -135,57 +135,3 @@ class OutputRules:
             return 0
         room = max(0, self.most_ring - count)
         return room if gone is None else min(gone, room)
-
-
-def barred_items(catalogue: Iterable[Record]) -> frozenset[str]:
-    """Return the ids of items that the catalogue has called unavailable at some time, or may have.
-
-    Where records are gone, as after compaction, that may be any item which it names.
-    """
-    named: set[str] = set()
-    barred: set[str] = set()
-    next_offset: dict[int, int] = {}
-    has_gaps = False
-    for record in catalogue:
-        has_gaps |= record.offset != next_offset.get(record.partition, 0)
-        next_offset[record.partition] = record.offset + 1
-        try:
-            item_id = (record.key or b"").decode()
-            named.add(item_id)
-            item = None if record.value is None else msgspec.json.decode(record.value)
-            if item is None or not item.get("available", True):
-                barred.add(item_id)
-        except (ValueError, RecursionError, AttributeError):
-            continue  # workers log and skip it
-    return frozenset(named if has_gaps else barred)
-
-
-class _CatalogueItem(msgspec.Struct, frozen=True):
-    title: str | None = None
-    available: bool = True
-
-
-def withdrawn_items(catalogue: Iterable[Record]) -> dict[str, int]:
-    """Return the items that are unavailable now, with the time in ms of the newest record of each.
-
-    An item that any partition calls available is left out: which one came later is not known.
-    """
-    newest: dict[str, dict[int, int | None]] = {}  # by item and partition; None: available
-    for record in catalogue:
-        try:
-            item_id = (record.key or b"").decode()
-            is_available = (
-                record.value is not None
-                and msgspec.json.decode(record.value, type=_CatalogueItem).available
-            )
-        except (ValueError, RecursionError):
-            continue  # workers log and skip it
-        newest.setdefault(item_id, {})[record.partition] = (
-            None if is_available else record.timestamp
-        )
-    withdrawn: dict[str, int] = {}
-    for item_id, times_ms in newest.items():
-        known = [time_ms for time_ms in times_ms.values() if time_ms is not None]
-        if len(known) == len(times_ms):
-            withdrawn[item_id] = max(known)
-    return withdrawn

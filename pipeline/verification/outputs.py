@@ -319,7 +319,7 @@ class OutputCheck:
         ends: Mapping[int, int],
         output_first: Mapping[int, int],
         announced: set[int],
-        withdrawn: Mapping[str, int],
+        withdrawn: Mapping[str, float],
         changed: Collection[bytes],
     ) -> None:
         """Find what all outputs together tell.

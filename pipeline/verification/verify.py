@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.cluster.topics import changelog_name
 from pipeline.events import EventDecoder
 from pipeline.settings import Settings
+from pipeline.verification.catalogue import read_catalogue
 from pipeline.verification.changelog import Rows, read_rows
 from pipeline.verification.commands import Told, changed_users, read_users
 from pipeline.verification.letters import LetterCheck
-from pipeline.verification.lists import OutputRules, barred_items, withdrawn_items
+from pipeline.verification.lists import OutputRules
 from pipeline.verification.oracle import LogOracle, PartitionLog, UserOf, hash_of
 from pipeline.verification.outputs import OutputCheck
 from pipeline.verification.releases import KnownRelease, announced_versions, read_releases
@@ -182,13 +183,14 @@ class _Verification:
         sampled = None
         if sample is not None:
             sampled = frozenset(sorted(oracle.users, key=_place)[:sample])
+        catalogue = read_catalogue(self._topics.read(self._names.items))
         return OutputRules(
             sizes=frozenset(sizes - {0}),
             exclude_seen=recommend.exclude_seen,
             least_ring=min(rings),
             most_ring=max(rings),
-            barred=frozenset(map(hash_of, barred_items(self._topics.read(self._names.items)))),
-            withdrawn=withdrawn_items(self._topics.read(self._names.items)),
+            barred=frozenset(map(hash_of, catalogue.barred)),
+            withdrawn=catalogue.withdrawn,
             told=oracle.told,
             sampled=sampled,
         )
@@ -216,7 +218,7 @@ class _Verification:
             for record in topics.read(names.interactions, start=log_ends):
                 oracle.take_item(record)
         announced = announced_versions(topics.read(names.models))
-        withdrawn = withdrawn_items(topics.read(names.items))
+        withdrawn = read_catalogue(topics.read(names.items)).withdrawn
         changed = changed_users(oracle.told, self._read_users(rows))
         ends = topics.end_offsets(names.interactions)
         check.finish(ends, first, announced, withdrawn, changed)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline import watch
 from pipeline.cluster.clients import Record
 from pipeline.demo.users import UserCards
-from pipeline.verification.lists import barred_items
+from pipeline.verification.catalogue import read_catalogue
 from tests.unit.test_pipeline_demo_users import Made, made
 
 VALID = (made("u", 9, ["i1", "i2"]).value or b"", b'{"title": "a lamp", "available": true}')
@@ -30,9 +30,9 @@ def damaged(draw: st.DrawFn) -> bytes:
         watch._decode,
         lambda record: watch._title(record.value),
         lambda record: UserCards(lambda _: ["i1"] * 9, lambda: 1000.0).take(record),
-        lambda record: barred_items([record]),
+        lambda record: read_catalogue([record]),
     ],
-    ids=["recommendation", "title", "card", "barred"],
+    ids=["recommendation", "title", "card", "catalogue"],
 )
 @given(value=st.one_of(st.binary(), damaged()))
 @example(value=b'{"title":"caf\xe9","user_id":"caf\xe9"}')
