@@ -15,7 +15,9 @@ from models.folded import FoldedBlock
 from models.lru import Block
 from models.recommender import Recommender
 from models.scan import PackedLayout
-from models.serving_native import NativeCatalogue, NativeServing, NativeStep
+from models.serving_native import NativeServing
+from models.serving_native_step import NativeStep
+from models.serving_native_top_k import NativeCatalogue
 from models.shapes import (
     EventItems,
     EventOutputs,

@@ -69,7 +69,7 @@ struct Affine {
   int64_t depth, width;  // the width in whole panels
 };
 
-// As in serving_native.py, like Model.
+// As in serving_native_step.py, like Model.
 struct Block {
   const float* lam;
   Affine recurrent_in, recurrent_out;

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import native_build, serving_native
-from models.serving_native import NativeCatalogue, NativeServing, load_native_serving
+from models import native_build, serving_native_top_k
+from models.serving_native import NativeServing, load_native_serving
+from models.serving_native_top_k import NativeCatalogue
 
 Floats = NDArray[np.float32]
 
@@ -248,7 +249,7 @@ def test_weights_without_bounds_are_read_as_floats(weight: float, bias: float) -
 
 def test_long_lists_are_found_by_floats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where bytes are not faster: short lists go by bytes and long ones by floats, all the same."""
-    monkeypatch.setattr(serving_native, "MIN_BYTES_ITEMS_OF_K", 200)
+    monkeypatch.setattr(serving_native_top_k, "MIN_BYTES_ITEMS_OF_K", 200)
     monkeypatch.setattr(_native(), "bytes_fast_from", 1000)
     weight, bias, outputs = torch.randn(2000, 8), torch.randn(2000), torch.randn(3, 8)
     catalogue, floats = (

@@ -18,7 +18,8 @@ from models import serving_native
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving import ServingModel
-from models.serving_native import NativeCatalogue, NativeServing, load_native_serving
+from models.serving_native import NativeServing, load_native_serving
+from models.serving_native_top_k import NativeCatalogue
 
 TOLERANCE = 1e-5
 """States and outputs here are below 10; against double precision."""
