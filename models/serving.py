@@ -224,9 +224,8 @@ class ServingModel:
         unavailable: VocabularyFlags | None = None,
     ) -> tuple[TopScores, TopItems]:
         """Return each user's k best items: `models.top_k.top_k` with this model's weights."""
-        excluded, unavailable = (
-            None if mask is None else mask.to(self.device) for mask in (excluded, unavailable)
-        )
+        if unavailable is not None:
+            unavailable = to_device(unavailable, self.device)
         if self._native is not None:
             best = self._native[1].top_k(outputs, k, excluded, unavailable)
             if best is not None:

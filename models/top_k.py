@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.shapes import ExcludedItems, TopItems, TopScores, UserOutputs, VocabularyFlags
+from models.transfers import to_device
 
 BLOCK_ITEMS = 65_536
 """Items scored at once: 64 MiB of scores for 256 users."""
@@ -36,6 +37,7 @@ def top_k(
         bias: float32 (v,).
         k: items wanted, at least 1.
         excluded: each user's items to leave out, repetition allowed; 0 means nothing. None: none.
+            From the CPU they are checked without waiting for a GPU.
         unavailable: True for items to leave out for every user. None: none.
 
     Returns:
@@ -46,6 +48,8 @@ def top_k(
         ValueError: k is below 1, or an excluded item is not in 0..v-1.
     """
     check_arguments(weight.shape[0], k, excluded)
+    if excluded is not None:
+        excluded = to_device(excluded, weight.device)
     if unavailable is not None:
         bias = bias.masked_fill(unavailable, -math.inf)
     return best_items(outputs, weight, bias, k, excluded)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from models.shapes import ExcludedItems, TopItems, TopScores, UserOutputs, VocabularyFlags
 from models.top_k import best_items, check_arguments, top_k
+from models.transfers import to_device
 
 MIN_ROUNDED_ITEMS = 65_536
 """Items from which on CUDA finds lists so. A guess: it was not timed on a GPU."""
@@ -93,6 +94,8 @@ class RoundedItems:
         """Do what `models.top_k.top_k` does with these weights; waits for the device once."""
         v, kept = self.weight.shape[0], 4 * k + 24
         check_arguments(v, k, excluded)
+        if excluded is not None:
+            excluded = to_device(excluded, self.weight.device)
         cut_sums = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
         if 8 * kept > v or (outputs.is_cuda and cut_sums):
             return top_k(outputs, self.weight, self.bias, k, excluded, unavailable)

@@ -134,7 +134,7 @@ class Ranker:
             columns.append(model.release.vocabulary.indices_of_hashes(np.concatenate(windows)))
         if blocked:
             columns.append(_blocked_of_each(model, np.append(user[scored], resting), blocked))
-        excluded = self._tensor(np.concatenate(columns, axis=1)) if columns else None
+        excluded = torch.from_numpy(np.concatenate(columns, axis=1)) if columns else None
         scores, items = model.serving.top_k(
             vectors, self._k, excluded, self._catalogue.unavailable(model)
         )
