@@ -98,11 +98,6 @@ class TrainingWindows:
         """Count the windows."""
         return self.starts.size
 
-    @property
-    def label_count(self) -> int:
-        """Labels in all windows together."""
-        return int(self.counts.sum())
-
     def batch(self, windows: Indices) -> PackedBatch:
         """Pack the given windows, in the given order.
 

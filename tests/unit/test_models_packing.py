@@ -49,7 +49,7 @@ def test_no_history_at_all_gives_no_window() -> None:
     """An empty corpus is cut into nothing."""
     windows = TrainingWindows.cut([], 4)
 
-    assert (len(windows), windows.label_count, windows.batch_count(8)) == (0, 0, 0)
+    assert (len(windows), windows.counts.sum(), windows.batch_count(8)) == (0, 0, 0)
 
 
 def test_an_epoch_visits_every_window_once_in_an_order_of_its_own() -> None:
