@@ -21,7 +21,7 @@ from pipeline.cluster.clients import aiokafka_options, end_offsets, kafka_errors
 from pipeline.cluster.reachable import pass_over_silent_servers
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import MIN_AUTO_MS
-from pipeline.interactions import Interaction, Interactions
+from pipeline.files.rows import Interaction, Interactions
 from pipeline.settings import FieldSettings, Settings
 
 BATCH_BYTES = 131_072

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipeline.cluster.clients import Record, follow_topic, place_of, read_partitions
 from pipeline.errors import TopicMismatch
-from pipeline.item_files import read_titles
+from pipeline.files.items import read_titles
 from pipeline.printable import printable
 from pipeline.settings import Settings
 from pipeline.worker.catalogue import CatalogueItem

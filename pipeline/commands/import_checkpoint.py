@@ -50,7 +50,7 @@ def run(command: Command) -> int:
     from models.authors import import_authors_checkpoint
     from models.release import write_release
     from models.vocabulary import Vocabulary
-    from pipeline.item_files import read_item_ids
+    from pipeline.files.items import read_item_ids
     from pipeline.training.folder import release_versions
 
     recommender = import_authors_checkpoint(

@@ -49,7 +49,7 @@ def run(command: Command) -> int:
     from rich.progress import Progress  # here and below: only for those who run
 
     from pipeline.console import CommandConsole
-    from pipeline.data_files import read_interactions, require_event_types
+    from pipeline.files.interactions import read_interactions, require_event_types
     from pipeline.replay import replay
 
     interactions = read_interactions(command.file)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pipeline.data
-from pipeline.data_files import read_interactions
-from pipeline.interactions import Interactions
-from pipeline.item_files import read_titles
+from pipeline.files.interactions import read_interactions
+from pipeline.files.items import read_titles
+from pipeline.files.rows import Interactions
 
 HISTORY_SHARE = 0.8
 BUNDLED = "Online Retail"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.cluster.clients import Record, follow_topic
 from pipeline.errors import PipelineError
-from pipeline.interactions import Interactions
+from pipeline.files.rows import Interactions
 from pipeline.settings import Settings
 from pipeline.worker.wire import Recommendation
 

@@ -21,9 +21,9 @@ from models.release import Release
 from models.training import train
 from models.training_result import TrainingProgress, TrainResult
 from models.vocabulary import Vocabulary
-from pipeline.data_files import read_interactions, require_event_types
 from pipeline.errors import NotEnoughEvents
-from pipeline.interactions import Interactions
+from pipeline.files.interactions import read_interactions, require_event_types
+from pipeline.files.rows import Interactions
 from pipeline.settings import Settings
 from pipeline.training.gate import evaluate_release
 from pipeline.training.processes import training_device

@@ -19,7 +19,7 @@ from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import EventDecoder
-from pipeline.interactions import Interactions
+from pipeline.files.rows import Interactions
 from pipeline.settings import BrokerSettings, KafkaSettings, Settings
 from tests.kafka import send
 

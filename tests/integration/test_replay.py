@@ -14,9 +14,9 @@ from kafka.partitioner.default import murmur2
 
 from pipeline.cluster.clients import Record, end_offsets, read_partitions
 from pipeline.cluster.topics import create_topics
-from pipeline.data_files import read_interactions
 from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.events import EventDecoder
+from pipeline.files.interactions import read_interactions
 from pipeline.replay import replay
 from pipeline.settings import Settings, settings_flags
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.events import EventDecoder
-from pipeline.interactions import Interaction
+from pipeline.files.rows import Interaction
 from pipeline.replay import EventWriter
 from pipeline.settings import FieldSettings
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from pipeline.demo.data import DemoData
 from pipeline.demo.figures import Figures, figures_between, parse_reading
 from pipeline.demo.summary import DemoReport, print_summary
-from pipeline.interactions import Interactions
+from pipeline.files.rows import Interactions
 from pipeline.replay import ReplayReport
 from pipeline.training.job import TrainingReport
 from pipeline.verification.report import Finding, Kind, OffsetCounts, OutputCounts, VerifyReport

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from pipeline.demo.users import PLACES, VIEW_S, UserCards, items_of
-from pipeline.interactions import Interactions
+from pipeline.files.rows import Interactions
 from pipeline.worker.wire import EventPosition, Recommendation, RecommendedItem
 
 ITEMS = [f"i{n}" for n in range(30)]

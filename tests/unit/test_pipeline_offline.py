@@ -16,7 +16,7 @@ from models.release import load_recommender, read_release, write_release
 from models.vocabulary import Vocabulary
 from pipeline.__main__ import main
 from pipeline.errors import DataFileInvalid
-from pipeline.item_files import read_item_ids
+from pipeline.files.items import read_item_ids
 from pipeline.settings import ModelSettings, Settings, TrainerSettings
 from pipeline.training.file_evaluation import evaluate_file
 from pipeline.training.gate import evaluate_release

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.events import MAX_TIMESTAMP_MS, MIN_AUTO_MS
-from pipeline.text_files import refuse
+from pipeline.files.text import refuse
 
 COLUMNS = ("user", "item", "timestamp")
 EXPECTED_TIME = "a timestamp in seconds or milliseconds, 1970 to 2099"

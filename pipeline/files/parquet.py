@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataFileInvalid
-from pipeline.interactions import (
+from pipeline.files.rows import (
     COLUMNS,
     EXPECTED_TIME,
     Interactions,
@@ -16,7 +16,7 @@ from pipeline.interactions import (
     in_order_of_time,
     milliseconds,
 )
-from pipeline.text_files import check_columns, is_utf8, refuse
+from pipeline.files.text import check_columns, is_utf8, refuse
 
 
 def read_parquet(path: Path) -> Interactions:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.text_files import TABLE_SUFFIXES, full_rows, opened, refuse, refuse_suffix, table
+from pipeline.files.text import TABLE_SUFFIXES, full_rows, opened, refuse, refuse_suffix, table
 
 EXPECTED_ITEM = "an item that has no line before"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data_files import SEQUENCE_START_MS, read_interactions
 from pipeline.errors import DataFileInvalid
 from pipeline.events import MAX_TIMESTAMP_MS
-from pipeline.interactions import BLOCK_ROWS, Interaction
-from pipeline.item_files import read_titles
-from pipeline.parquet_files import encode_texts
+from pipeline.files.interactions import SEQUENCE_START_MS, read_interactions
+from pipeline.files.items import read_titles
+from pipeline.files.parquet import encode_texts
+from pipeline.files.rows import BLOCK_ROWS, Interaction
 
 T = 1_600_000_000
 T_MS = T * 1000

@@ -23,7 +23,8 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.interactions import (
+from pipeline.files.parquet import read_parquet
+from pipeline.files.rows import (
     BLOCK_ROWS,
     COLUMNS,
     EXPECTED_TIME,
@@ -32,8 +33,7 @@ from pipeline.interactions import (
     in_order_of_time,
     milliseconds,
 )
-from pipeline.parquet_files import read_parquet
-from pipeline.text_files import TABLE_SUFFIXES, full_rows, opened, refuse, refuse_suffix, table
+from pipeline.files.text import TABLE_SUFFIXES, full_rows, opened, refuse, refuse_suffix, table
 
 SEQUENCE_START_MS = 946_684_800_000  # 2000-01-01T00:00:00Z
 SEQUENCE_SPAN_MS = 366 * 86_400_000

@@ -1,0 +1,1 @@
+"""Reading data files: interactions, and what is known of items."""
