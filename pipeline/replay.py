@@ -17,8 +17,9 @@ import msgspec
 from aiokafka.errors import KafkaTimeoutError
 from aiokafka.partitioner import murmur2
 
-from pipeline.cluster.clients import aiokafka_options, end_offsets, kafka_errors
+from pipeline.cluster.clients import aiokafka_options, kafka_errors
 from pipeline.cluster.reachable import pass_over_silent_servers
+from pipeline.cluster.records import end_offsets
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import MIN_AUTO_MS
 from pipeline.files.rows import Interaction, Interactions

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from pipeline.cluster.clients import Record, place_of, read_partitions
+from pipeline.cluster.records import Record, place_of, read_partitions
 from pipeline.events import MAX_TIMESTAMP_MS, MIN_AUTO_MS
 from pipeline.settings import Settings
 

@@ -12,7 +12,8 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from pipeline.cluster.clients import end_offsets, kafka_python_options, wait_for_kafka
+from pipeline.cluster.clients import kafka_python_options, wait_for_kafka
+from pipeline.cluster.records import end_offsets
 from pipeline.cluster.rights import in_words
 from pipeline.errors import BrokerUnavailable, SettingsInvalid
 from pipeline.events import EPOCH, MAX_TIMESTAMP_MS, MILLISECOND, MIN_AUTO_MS, parse_iso_ms

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cluster.clients import Record, follow_topic, place_of, read_partitions
+from pipeline.cluster.records import Record, follow_topic, place_of, read_partitions
 from pipeline.errors import TopicMismatch
 from pipeline.files.items import read_titles
 from pipeline.printable import printable

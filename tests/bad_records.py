@@ -15,7 +15,7 @@ import msgspec
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from pipeline.cluster.clients import Record, read_partitions
+from pipeline.cluster.records import Record, read_partitions
 from pipeline.errors import DeadReason
 from pipeline.settings import Settings, settings_flags
 from pipeline.worker.wire import Recommendation

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiokafka
 from kafka import KafkaAdminClient
 
-from pipeline.cluster.clients import end_offsets
+from pipeline.cluster.records import end_offsets
 from pipeline.settings import (
     BrokerSettings,
     KafkaSettings,

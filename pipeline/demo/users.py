@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cluster.clients import Record, follow_topic
+from pipeline.cluster.records import Record, follow_topic
 from pipeline.errors import PipelineError
 from pipeline.files.rows import Interactions
 from pipeline.settings import Settings

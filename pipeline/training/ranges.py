@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from models.packing import Indices
-from pipeline.cluster.clients import end_offsets, first_offsets, offsets_since
+from pipeline.cluster.records import end_offsets, first_offsets, offsets_since
 from pipeline.settings import Settings
 
 Ranges = Mapping[int, tuple[int, int]]

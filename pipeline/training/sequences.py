@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from models.packing import Indices
 from models.vocabulary import Vocabulary, item_hash
-from pipeline.cluster.clients import Record, read_partitions
+from pipeline.cluster.records import Record, read_partitions
 from pipeline.errors import DeadReason, EventInvalid, NotEnoughEvents
 from pipeline.events import EventDecoder
 from pipeline.settings import Settings

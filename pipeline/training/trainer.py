@@ -21,7 +21,7 @@ from models.manifest import Manifest
 from models.release import read_release
 from models.training_checkpoint import ResumeMismatch
 from models.training_result import SELECTION_METRIC, TrainingProgress
-from pipeline.cluster.clients import end_offsets
+from pipeline.cluster.records import end_offsets
 from pipeline.cluster.topics import NO_ID, may_be_same, topic_id
 from pipeline.errors import (
     BrokerRefuses,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 
 
 @dataclass(frozen=True, slots=True)

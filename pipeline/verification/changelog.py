@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.verification.oracle import UserOf
 from state.errors import StateFormatUnknown
 from state.row import RowLayout, layout_of

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.user_commands import UserCommand, decode_user_command, newest_commands
 
 HEARD_WITHIN_MS = 600_000

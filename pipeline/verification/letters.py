@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.engine.processor import record_bytes
 from pipeline.verification.oracle import DeadRecord, LogOracle
 from pipeline.verification.report import Findings, Kind

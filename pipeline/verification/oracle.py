@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.errors import EventInvalid
 from pipeline.events import EventDecoder
 from pipeline.user_commands import is_forgotten

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.verification.changelog import Row, Rows
 from pipeline.verification.commands import HEARD_WITHIN_MS, Told
 from pipeline.verification.doubt import due_count, most_lacking

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from models.config import ModelConfig
 from models.release import Release
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.errors import SwapRejected
 from pipeline.worker.releases import Announcement, decode_announcement, open_announced
 

@@ -7,8 +7,9 @@ from typing import Protocol
 from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from pipeline.cluster import clients as kafka_clients
-from pipeline.cluster.clients import Record, kafka_admin
+from pipeline.cluster import records as kafka_records
+from pipeline.cluster.clients import kafka_admin
+from pipeline.cluster.records import Record
 from pipeline.cluster.rights import grant
 from pipeline.errors import TopicMismatch
 from pipeline.settings import Settings
@@ -77,11 +78,11 @@ class KafkaTopics:
 
     def first_offsets(self, topic: str) -> Mapping[int, int]:
         """Return the first offset that still exists of each partition."""
-        return kafka_clients.first_offsets(self.settings.kafka, topic)
+        return kafka_records.first_offsets(self.settings.kafka, topic)
 
     def end_offsets(self, topic: str) -> Mapping[int, int]:
         """Return where each partition ends, or the first transaction that is still open."""
-        return kafka_clients.end_offsets(self.settings.kafka, topic, committed=True)
+        return kafka_records.end_offsets(self.settings.kafka, topic, committed=True)
 
     def is_compacted(self, topic: str) -> bool:
         """Tell whether records are taken out of the topic's middle."""
@@ -105,4 +106,4 @@ class KafkaTopics:
     ) -> Iterator[Record]:
         """Yield the committed records up to the topic's end, in the order of each partition."""
         kafka = self.settings.kafka
-        return kafka_clients.read_partitions(kafka, topic, start, end, committed=True)
+        return kafka_records.read_partitions(kafka, topic, start, end, committed=True)

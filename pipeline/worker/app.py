@@ -20,12 +20,8 @@ import uvloop
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
-from pipeline.cluster.clients import (
-    Record,
-    aiokafka_options,
-    faust_credentials,
-    place_of,
-)
+from pipeline.cluster.clients import aiokafka_options, faust_credentials
+from pipeline.cluster.records import Record, place_of
 from pipeline.cluster.topics import changelog_name, require_topics, topic_id
 from pipeline.engine.app import EngineApp, create_engine_app
 from pipeline.engine.compat import check_versions

@@ -6,7 +6,7 @@ import time
 from models.errors import ModelError
 from models.serving_graphs import SETTING_UP
 from models.serving_native import NativeServing
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings

@@ -16,14 +16,8 @@ from kafka.errors import KafkaError
 from models.errors import ModelError
 from models.manifest import Version
 from models.release import Release, read_release
-from pipeline.cluster.clients import (
-    Record,
-    follow_topic,
-    kafka_python_options,
-    place_of,
-    read_partitions,
-    wait_for_kafka,
-)
+from pipeline.cluster.clients import kafka_python_options, wait_for_kafka
+from pipeline.cluster.records import Record, follow_topic, place_of, read_partitions
 from pipeline.cluster.rights import in_words
 from pipeline.errors import BrokerUnavailable, PipelineError, SwapRejected
 from pipeline.settings import Settings

@@ -14,7 +14,7 @@ from aiokafka.partitioner import murmur2
 from xxhash import xxh3_64_intdigest
 
 from models.vocabulary import item_hash
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.user_commands import UserCommand, decode_user_command
 from pipeline.worker.hot_rows import HotRows
 

@@ -18,7 +18,8 @@ import msgspec
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.partitioner.default import murmur2
 
-from pipeline.cluster.clients import end_offsets, kafka_admin, read_partitions
+from pipeline.cluster.clients import kafka_admin
+from pipeline.cluster.records import end_offsets, read_partitions
 from pipeline.settings import Settings
 from tests.benchmarks.bench_pipeline import interactions
 from tests.kafka import wait_until

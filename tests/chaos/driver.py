@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.cluster.broker import running_broker
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.settings import BrokerSettings, Settings
 from tests.chaos.fleet import Fleet
 from tests.chaos.kinds import Kind, order_of

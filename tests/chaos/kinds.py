@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from pipeline.cluster.clients import Record, read_partitions
+from pipeline.cluster.records import Record, read_partitions
 from pipeline.cluster.topics import changelog_name, create_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import Settings

@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from pipeline.cluster import broker
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.engine.processor import DeadLetter
 from pipeline.engine.sending import send_dead_letters

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import changelog_name, create_topics, existing_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings

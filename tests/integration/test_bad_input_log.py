@@ -18,7 +18,7 @@ import pytest
 from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
-from pipeline.cluster.clients import end_offsets, read_partitions
+from pipeline.cluster.records import end_offsets, read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import KafkaSettings, MetricsSettings, Settings

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.release import Release, load_serving
-from pipeline.cluster.clients import Record, end_offsets, read_partitions
+from pipeline.cluster.records import Record, end_offsets, read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.errors import DeadReason
 from pipeline.settings import FieldSettings, MetricsSettings, Settings

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.cluster.broker import find, free_port, running_broker, start, status, stop
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.errors import BrokerUnavailable, PortTaken, SettingsInvalid
 from pipeline.settings import BrokerSettings, KafkaSettings
 from tests.kafka import admin_client, create_topic, send, wait_until

@@ -18,7 +18,7 @@ from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import changelog_name
 from pipeline.engine.partitions import Checkpointer
 from pipeline.engine.transport import Consumer

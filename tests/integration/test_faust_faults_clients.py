@@ -20,8 +20,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 from kafka.structs import TopicPartition as AdminTopicPartition
 
-from pipeline.cluster.clients import read_partitions
 from pipeline.cluster.header_names import tolerate_bad_names
+from pipeline.cluster.records import read_partitions
 from pipeline.engine.chunks import fetch_chunks
 from pipeline.engine.processor import DeadLetter
 from pipeline.engine.sending import send_dead_letters

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import changelog_name, create_topics
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.users import block, forget

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from pipeline import replay
-from pipeline.cluster import clients as kafka_clients
+from pipeline.cluster import records as kafka_records
 from pipeline.cluster.broker import find, free_port, start, stop
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.errors import BrokerUnavailable
 from pipeline.events import EventDecoder
@@ -96,7 +96,7 @@ def test_for_good_ends_in_one_line_after_the_deadline(
     settings: Settings, interactions: Interactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read and a replay under way give up and say how far they came; neither hangs."""
-    monkeypatch.setattr(kafka_clients, "STALL_DEADLINE_S", 1.5)
+    monkeypatch.setattr(kafka_records, "STALL_DEADLINE_S", 1.5)
     monkeypatch.setattr(replay, "DELIVERY_DEADLINE_S", 1.5)
     items = settings.topics.items
     # Several fetches long: what has come already would be read to its end without Kafka.

@@ -12,14 +12,8 @@ import aiokafka
 import pytest
 from kafka import TopicPartition
 
-from pipeline.cluster.clients import (
-    aiokafka_options,
-    end_offsets,
-    faust_credentials,
-    first_offsets,
-    kafka_python_options,
-    read_partitions,
-)
+from pipeline.cluster.clients import aiokafka_options, faust_credentials, kafka_python_options
+from pipeline.cluster.records import end_offsets, first_offsets, read_partitions
 from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.settings import Settings
 from pipeline.worker.releases import TopicFollower

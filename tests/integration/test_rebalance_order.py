@@ -14,7 +14,7 @@ import pytest
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance
 from prometheus_client import CollectorRegistry
 
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.engine.app import EngineApp
 from pipeline.metrics import Metrics

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from kafka.partitioner.default import murmur2
 
-from pipeline.cluster.clients import Record, end_offsets, read_partitions
+from pipeline.cluster.records import Record, end_offsets, read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.errors import BrokerUnavailable, TopicMismatch
 from pipeline.events import EventDecoder

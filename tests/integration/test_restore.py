@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import changelog_name, create_topics, existing_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import MetricsSettings, Settings

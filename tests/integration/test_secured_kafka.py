@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.clients import end_offsets, kafka_admin, read_partitions
+from pipeline.cluster.clients import kafka_admin
+from pipeline.cluster.records import end_offsets, read_partitions
 from pipeline.cluster.topics import (
     all_topics,
     changelog_name,

@@ -8,7 +8,7 @@ from collections import Counter
 import msgspec
 from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import changelog_name, create_topics
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import MetricsSettings, Settings

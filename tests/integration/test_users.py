@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.cluster.clients import Record, end_offsets, read_partitions
+from pipeline.cluster.records import Record, end_offsets, read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.commands.users import Command, run
 from pipeline.errors import BrokerUnavailable, SettingsInvalid, TopicMismatch

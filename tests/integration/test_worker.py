@@ -14,7 +14,7 @@ from models.config import ModelConfig
 from models.recommender import Recommender
 from models.release import read_release
 from pipeline.__main__ import main
-from pipeline.cluster.clients import Record, read_partitions
+from pipeline.cluster.records import Record, read_partitions
 from pipeline.cluster.topics import create_topics
 from pipeline.settings import MetricsSettings, Settings, settings_flags
 from pipeline.worker.releases import announce

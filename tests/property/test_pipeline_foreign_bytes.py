@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import watch
-from pipeline.cluster.clients import Record
+from pipeline.cluster.records import Record
 from pipeline.demo.users import UserCards
 from pipeline.verification.catalogue import read_catalogue
 from tests.unit.test_pipeline_demo_users import Made, made

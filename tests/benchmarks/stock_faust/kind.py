@@ -1,6 +1,6 @@
 """The stock app as a kind of worker for `tests.chaos`: judged from its changelog alone."""
 
-from pipeline.cluster.clients import read_partitions
+from pipeline.cluster.records import read_partitions
 from pipeline.cluster.topics import changelog_name, create_topics
 from pipeline.settings import Settings
 from tests.benchmarks.stock_faust.row import UserRow
