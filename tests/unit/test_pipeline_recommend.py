@@ -1,7 +1,8 @@
 """The processor in fixed scenes that no random sequence is sure to meet."""
 
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from models.release import Release
-from models.vocabulary import item_hash
+from models.vocabulary import Vocabulary, item_hash
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.stop import ExitCode
 from pipeline.settings import RecommendSettings, Settings, WorkerSettings
@@ -303,6 +304,19 @@ def test_an_item_that_overtakes_becomes_one_of_the_most_frequent(tmp_path: Path)
 
     assert model.hashes[late] in popularity.top_hashes(2)
     assert len(popularity.top_hashes(2)) == 2
+
+
+def test_the_pad_token_is_never_popular() -> None:
+    """Not even among items that nobody took: it would have the place of one."""
+    ids = ["a", "b", "c"]
+    vocabulary = Vocabulary(ids, [0, 0, 0])
+    model: Any = SimpleNamespace(
+        release=SimpleNamespace(vocabulary=vocabulary), hashes=vocabulary.hashes
+    )
+    popularity = Popularity()
+    popularity.adopt(model)
+
+    assert sorted(popularity.top_hashes(3).tolist()) == sorted(map(item_hash, ids))
 
 
 def test_made_up_ids_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
