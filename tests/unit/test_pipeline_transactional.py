@@ -70,3 +70,17 @@ def test_what_is_read_again_under_the_next_release_changes_no_row(tmp_path: Path
 
     assert last_list(world) == world.head("u")["recommended"].tolist()
     assert wrong(world.verify()) == {}
+
+
+def test_a_repeat_without_an_answer_is_no_short_list(world: StreamWorld) -> None:
+    """Lists are counted as they leave."""
+    for number in range(8):
+        world.catalogue.apply(b"item-%d" % number, None)
+    for event_id in ("7", "6"):
+        world.click("u", "item-6", event_id=event_id)
+        world.run()
+
+    lists = world.topics.records[world.names.recommendations, 0]
+    counted = [counter._value.get() for counter in world.metrics.recommendations.values()]
+    assert sum(counted) == len(lists)
+    assert world.metrics.short_recommendations._value.get() == 1
