@@ -4,11 +4,12 @@ On CUDA sums are taken in another order; bounds grant any.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models import serving
@@ -20,7 +21,7 @@ from models.serving import ServingModel
 from models.top_k_rounded import RoundedItems
 from tests.devices import on_each_device
 
-KINDS = ("plain", "scales", "outliers", "alike", "aligned", "tiny", "zeros")
+KINDS = ("plain", "scales", "outliers", "alike", "aligned", "exact", "tiny", "zeros")
 
 
 def _vectors(rng: np.random.Generator, kind: str, count: int, width: int) -> np.ndarray:
@@ -36,6 +37,8 @@ def _vectors(rng: np.random.Generator, kind: str, count: int, width: int) -> np.
         vectors = (
             np.full((count, width), 1 + 2**-8 - 2**-20) * 2.0 ** rng.integers(-9, 9, count)[:, None]
         )
+    elif kind == "exact":  # rounding leaves nothing, and so no room either
+        vectors = (np.float32(vectors).view(np.uint32) & 0xFFFF0000).view(np.float32)
     elif kind == "tiny":
         vectors *= 10.0 ** rng.uniform(-45, -30, (count, 1))
     elif kind == "zeros":
@@ -65,14 +68,18 @@ def _rounded(weight: np.ndarray, bias: np.ndarray, device: torch.device) -> Roun
     return rounded
 
 
-cases = given(
-    seed=st.integers(0, 2**32),
-    table=st.sampled_from(KINDS),
-    user=st.sampled_from(KINDS),
-    bias_size=st.sampled_from([0, 1e-41, 1, 1e8]),
-    n_items=st.integers(1, 400),
-    width=st.one_of(st.integers(1, 9), st.sampled_from([64, 200])),
-)
+def cases(test: Callable[..., None]) -> Callable[..., None]:
+    """Kinds of items and of users in all combinations."""
+    drawn = given(
+        seed=st.integers(0, 2**32),
+        table=st.sampled_from(KINDS),
+        user=st.sampled_from(KINDS),
+        bias_size=st.sampled_from([0, 1e-41, 1, 1e8]),
+        n_items=st.integers(1, 400),
+        width=st.one_of(st.integers(1, 9), st.sampled_from([64, 200])),
+    )
+    tight = example(seed=0, table="exact", user="exact", bias_size=1, n_items=400, width=64)
+    return tight(drawn(test))
 
 
 @on_each_device
@@ -234,6 +241,18 @@ def test_a_user_without_bounds_is_found_by_every_score(number: float) -> None:
     alone = plain.top_k(outputs[1:2], weight, bias, 5, None, None)
     assert torch.equal(items[1:2], alone[1])
     assert torch.equal(scores[1:2].nan_to_num(7), alone[0].nan_to_num(7))
+
+
+def test_a_user_whose_products_bfloat16_does_not_hold_is_found_by_every_score() -> None:
+    """Rounding up may lead beyond float32, where exact scores are just within."""
+    weight, outputs = torch.full((900, 1), -(2 - 2**-9) * 2**48), torch.full((1, 1), 2.0**79)
+    rounded = RoundedItems.of(weight, torch.zeros(900))
+    assert rounded is not None
+
+    scores, items = rounded.top_k(outputs, 3, None, None)
+
+    assert scores.tolist() == [3 * [-(2 - 2**-9) * 2**127]]
+    assert 0 not in items
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, 1e20])
