@@ -5,6 +5,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,20 +39,23 @@ class SlowRows:
         return (len(before_ms),) * 2 if partition == 3 else (0, 0)
 
 
-def test_a_flood_of_commands_is_worked_off_bit_by_bit() -> None:
-    """Of each second a fraction, however many partitions there are, and all of them in the end."""
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_flood_of_commands_is_worked_off_bit_by_bit(is_new: bool) -> None:
+    """Of each second a fraction, however many partitions there are, and all of them in the end.
+
+    All partitions come on alike, be it at a start or while the worker runs.
+    """
     users, rows, owned = Users(), SlowRows(), range(12)
-    value = b'{"forget_before_ms":1735689600000}'
-    for number in range(2 * ERASE_AT_ONCE):
-        key = b"user-%d" % number
-        users.hear(SimpleNamespace(key=key, value=value, timestamp=1))  # type: ignore[arg-type]
-    users.take_up()
+    if is_new:
+        users.erase_rows(rows, owned)  # type: ignore[arg-type]
+    tell(users, *[b"user-%d" % number for number in range(2 * ERASE_AT_ONCE)])
 
     erased, most = 0, 0
     for _ in range(2 * len(owned)):
         before = rows.looks.total()
         erased += users.erase_rows(rows, owned).get(3, 0)  # type: ignore[arg-type]
         most = max(most, rows.looks.total() - before)
+        assert max(rows.looks.values()) <= min(rows.looks[number] for number in owned) + 1
 
     assert 0 < most <= ERASE_BUDGET_S / LOOK_S + 1
     assert rows.looks == dict.fromkeys(owned, 2)  # each part once, in every partition
@@ -63,7 +67,7 @@ def test_a_flood_of_commands_is_worked_off_bit_by_bit() -> None:
 
 
 LAYOUT = RowLayout(ring=2, recommended=1, blocks=1, channels=1)
-PARTITIONS = 4
+PARTITIONS = 5  # by a power of two, a hash's sign would not matter
 
 
 def tell(users: Users, *keys: bytes) -> None:
@@ -99,6 +103,40 @@ def nulls(hot: HotRows) -> dict[int, list[bytes]]:
 
 def placed(key: bytes) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % PARTITIONS
+
+
+def test_what_is_erased_bit_by_bit_is_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is time for several parts, of users in the first and the last of them."""
+    monkeypatch.setattr("pipeline.worker.users.ERASE_BUDGET_S", 60)
+    everyone = [b"user-%d" % number for number in range(2 * ERASE_AT_ONCE + 1)]
+    hot, users = rows_of({3: everyone[:: 2 * ERASE_AT_ONCE]}), Users()
+    tell(users, *everyone)
+
+    assert users.erase_rows(hot, range(PARTITIONS)) == {3: 2}
+
+
+def test_what_a_start_reads_on_every_partition_is_looked_for_once() -> None:
+    """However long it takes until there are partitions to look into."""
+    users, rows = Users(), SlowRows()
+    for _ in range(3):
+        tell(users, *[b"user-%d" % number for number in range(ERASE_AT_ONCE)])
+        users.erase_rows(rows, ())  # type: ignore[arg-type]
+
+    for _ in range(3):
+        users.erase_rows(rows, [0])  # type: ignore[arg-type]
+
+    assert rows.looks == {0: 1}
+
+
+def test_of_two_commands_of_the_same_time_the_later_one_rules() -> None:
+    """As on one partition, where both came within a millisecond."""
+    users = Users()
+    record = ListedRecord("users", 0, 0, 9, b"user", b'{"blocked_items":["a"]}')
+    users.hear(record)
+    users.hear(replace(record, value=b'{"blocked_items":["b"]}'))
+    users.take_up()
+
+    assert users.blocked({0: [b"user"]})[0].tolist() == [item_hash("b")]
 
 
 def test_a_command_that_comes_while_it_runs_sends_a_null_value_without_a_row() -> None:
@@ -144,8 +182,15 @@ def test_no_null_value_goes_to_a_partition_that_may_be_another_users() -> None:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_the_newest_command_does_not_wait_for_those_of_long_ago(is_new: bool) -> None:
-    """After a start all of them are looked at; whoever was told of last comes first."""
+def test_the_newest_command_does_not_wait_for_those_of_long_ago(
+    is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a start all of them are looked at; whoever was told of last comes first.
+
+    By a clock that has time for one look into each of four partitions.
+    """
+    ticks = count(0, ERASE_BUDGET_S / 5)
+    monkeypatch.setattr("pipeline.worker.users.monotonic", lambda: next(ticks))
     hot = rows_of({3: [b"user"]})
     users = Users()
     tell(users, *[b"gone-%d" % number for number in range(20 * ERASE_AT_ONCE)])
