@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.errors import ReleaseIncompatible
 from models.packing import PAD
 from models.release import Release, load_recommender
 from models.serving import ServingModel
@@ -45,7 +44,7 @@ def score_history(
             that the release does not know among them).
 
     Raises:
-        models.errors.ReleaseError: The release is damaged, or its scores are no finite numbers.
+        models.errors.ReleaseError: The release is damaged, or its scores need not be finite.
     """
     recommender, vocabulary = load_recommender(release), release.vocabulary
     serving = ServingModel(recommender)
@@ -58,9 +57,6 @@ def score_history(
     else:
         by_scan = recommender.scores(recommender(torch.tensor([PAD]), torch.tensor([1])))
         by_steps = serving.scores(serving.cold_start()[None])
-    if not (by_scan.isfinite().all() and by_steps.isfinite().all()):
-        msg = f"{release.path}: expected finite scores, got NaN or infinity"
-        raise ReleaseIncompatible(msg)
     scores = by_scan[0, PAD + 1 :].clone()
     excluded = [index - 1 for index in indices[max(0, len(indices) - exclude_last) :] if index]
     scores[excluded] = -torch.inf
