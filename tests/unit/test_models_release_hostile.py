@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import struct
 import threading
@@ -9,13 +10,15 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 import models.release
 from models.config import ModelConfig
 from models.errors import ReleaseCorrupt, ReleaseIncompatible
 from models.manifest import encode_manifest, sha256
 from models.recommender import Recommender
-from models.release import Release, load_recommender, read_release
+from models.release import Release, load_recommender, read_manifest, read_release
+from models.release_files import read_file
 from tests.releases import random_release
 
 FILES = ["manifest.json", "vocabulary.json", "weights.safetensors"]
@@ -78,6 +81,38 @@ def test_a_file_larger_than_any_of_its_kind_is_not_read(release: Release, name: 
         read_release(release.path)
 
 
+def test_a_manifest_that_is_read_alone_is_bounded_too(release: Release) -> None:
+    """A trainer looks at those of all releases."""
+    os.truncate(release.path / "manifest.json", 2**40)
+
+    with pytest.raises(ReleaseCorrupt, match=f"manifest.json: expected at most .* got {2**40}"):
+        read_manifest(release.path)
+
+
+@pytest.mark.parametrize(("more_bytes", "refusal"), [(0, "SHA-256"), (1, "at most")])
+def test_weights_have_the_size_of_their_model(
+    release: Release, more_bytes: int, refusal: str
+) -> None:
+    """And a header, which is bounded: what is larger is not read, whatever its digest."""
+    numbers = sum(tensor.numel() for tensor in load_recommender(release).state_dict().values())
+    most_bytes = 4 * numbers + models.release.MAX_WEIGHTS_HEADER_BYTES
+    os.truncate(release.path / "weights.safetensors", most_bytes + more_bytes)
+
+    for read in (lambda: read_release(release.path), lambda: load_recommender(release)):
+        with pytest.raises(ReleaseCorrupt, match=f"weights.safetensors: expected {refusal}"):
+            read()
+
+
+def test_no_model_is_so_large_that_its_weights_are_not_bounded(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes that a manifest claims allow no more than what any worker may read."""
+    monkeypatch.setattr(models.release, "MAX_WEIGHTS_BYTES", 100)
+
+    with pytest.raises(ReleaseCorrupt, match=r"weights\.safetensors: expected at most 100 bytes"):
+        read_release(release.path)
+
+
 @pytest.mark.parametrize("name", ["vocabulary.json", "weights.safetensors"])
 def test_a_file_of_another_digest_takes_no_memory(release: Release, name: str) -> None:
     """Bytes are kept only when they are known to be those that were written."""
@@ -135,3 +170,33 @@ def test_weights_of_numbers_that_torch_does_not_know_are_incompatible(
 
     with pytest.raises(ReleaseIncompatible, match=r"weights\.safetensors: "):
         load_recommender(read_release(release.path))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_incompatible(release: Release, number: float) -> None:
+    """Nobody writes them by this software, but whoever announces need not use it."""
+    path = release.path / "weights.safetensors"
+    weights = safetensors.torch.load(path.read_bytes())
+    weights["item_bias"][2] = number
+    path.write_bytes(safetensors.torch.save(weights))
+    write_manifest(release)
+
+    with pytest.raises(ReleaseIncompatible, match=f"finite scores for every .*, got {number}"):
+        load_recommender(read_release(release.path))
+
+
+def test_no_file_stays_open(release: Release) -> None:
+    """Neither one that was read nor one that was refused: releases come and go."""
+    before = os.listdir("/proc/self/fd")
+
+    read_release(release.path)
+    os.truncate(release.path / "manifest.json", 2**40)
+    with pytest.raises(ReleaseCorrupt):
+        read_release(release.path)
+
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_no_more_is_read_of_a_file_than_it_said_to_hold() -> None:
+    """One of the kernel says 0 bytes and may give any number; another one may grow."""
+    assert read_file(Path("/proc/self/status"), 100) == b""
