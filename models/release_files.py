@@ -45,7 +45,7 @@ def _opened(path: Path, most_bytes: int) -> Iterator[tuple[BufferedReader, int]]
     """Open a file that is one; its size in bytes beside it."""
     try:
         # Without O_NONBLOCK, a pipe's open would wait until somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
