@@ -4,11 +4,14 @@ import functools
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from models.config import ModelConfig
 from models.magnitudes import LARGEST, largest_number
@@ -19,6 +22,7 @@ from models.serving_native import NativeServing, load_native_serving
 N_ITEMS = 7
 ROUNDING = 1e-3
 """Relative; sums of float32 of some dozen terms are within 1e-5, and chains of layers short."""
+FIRST, LAST = "blocks.0.lru", "blocks.1.feed_forward"
 NAMES = sorted(Recommender(ModelConfig(n_items=1, hidden_size=1, state_size=1)).state_dict())
 
 
@@ -72,6 +76,50 @@ def test_no_number_exceeds_the_bound(
 
     assert found.isfinite().all()
     assert float(found.max()) <= bound * (1 + ROUNDING)
+
+
+class NumbersOnTheWay(TorchFunctionMode):
+    """Notes the largest number that goes into a layer norm, or comes out of anything linear."""
+
+    largest = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        noted = {F.layer_norm: args[:1], F.linear: (result,), F.embedding: (result,)}
+        for tensor in noted.get(func, ()):
+            self.largest = max(self.largest, float(tensor.abs().max()))
+        return result
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"item_embedding": 3, f"{LAST}.norm.weight": -3, f"{LAST}.norm.bias": -3},
+        {f"{FIRST}.in_weight": 3, f"{FIRST}.out_weight": -4},
+        {f"{FIRST}.out_weight": 3},
+        {"embedding_norm.weight": 3, f"{FIRST}.in_weight": -3, f"{FIRST}.out_weight": -3},
+        {f"{LAST}.weight_1": 3, f"{LAST}.weight_2": -3},
+        {f"{LAST}.weight_2": 3},
+        {"blocks.1.lru.norm.weight": 3, f"{LAST}.weight_1": -3},
+        {f"{LAST}.norm.weight": 3, "item_embedding": -3},
+        {"item_embedding": 3},
+        {"item_bias": 3},
+    ],
+    ids=["embedding", "states", "y", "x in y", "inner", "z", "x in z", "output", "score", "bias"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_no_number_on_the_way_exceeds_the_bound(scales: dict[str, float], seed: int) -> None:
+    """Whichever is the largest: no other one stands in for it."""
+    recommender = model_of(seed, (4, 3, 2), scales)
+    items = torch.randint(0, N_ITEMS + 1, (300,), generator=torch.Generator().manual_seed(seed))
+
+    with torch.inference_mode(), NumbersOnTheWay() as seen:
+        outputs = recommender(items, torch.tensor([300]))
+        recommender.scores(outputs)
+
+    states = numbers_in_use(ServingModel(recommender), seed, 300)
+    largest = max(seen.largest, float(outputs.abs().max()), float(states.max()))
+    assert largest <= largest_number(recommender) * (1 + ROUNDING)
 
 
 @given(
