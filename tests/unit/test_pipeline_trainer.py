@@ -179,10 +179,13 @@ def test_what_serves_is_what_was_announced_last_and_can_be_opened(tmp_path: Path
 def test_one_training_at_a_time(tmp_path: Path) -> None:
     """The lock is held inside alone, and whoever comes second learns who has it."""
     folder = TrainingFolder(tmp_path / "releases")
+    with folder.locked():
+        pass
+    (tmp_path / "releases" / ".training" / "lock").write_text("1234567890\n")  # of one before
 
     with folder.locked():
         second = TrainingFolder(tmp_path / "releases")
-        with pytest.raises(TrainingLocked, match=f"process {os.getpid()}"), second.locked():
+        with pytest.raises(TrainingLocked, match=rf"process {os.getpid()}\)$"), second.locked():
             pass
     with second.locked():
         pass
