@@ -11,10 +11,11 @@ from models.config import ModelConfig
 from models.errors import ReleaseIncompatible
 from models.recommender import Recommender
 from models.release import Release
+from models.serving import ServingModel
 from models.serving_graphs import SETTING_UP
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics
-from pipeline.settings import Settings
+from pipeline.settings import Settings, WorkerSettings
 from pipeline.worker import hotswap
 from pipeline.worker.releases import Announcement, open_announced
 from pipeline.worker.served_model import choose_device, prepare
@@ -61,6 +62,103 @@ def test_a_release_that_was_announced_by_another_number_is_refused(tmp_path: Pat
     """Lists name a release by its number alone: it must be the manifest's."""
     with pytest.raises(SwapRejected, match="version 3 was announced, its manifest says 2"):
         open_announced(announced(small_release(tmp_path, 2), 3))
+
+
+def swapper_at(
+    monkeypatch: pytest.MonkeyPatch, announcements: list[tuple[int, Announcement]]
+) -> tuple[hotswap.Swapper, Metrics]:
+    """Loads releases where these were announced, by offset."""
+    monkeypatch.setattr(hotswap, "read_announcements", lambda settings: iter(announcements))
+    metrics = Metrics(CollectorRegistry())
+    worker = WorkerSettings(device="cpu", form="torch")
+    return hotswap.Swapper(Settings(worker=worker), metrics), metrics
+
+
+def counts(metrics: Metrics) -> tuple[float, float, float]:
+    """Releases loaded and rejected, and the version that was rejected last."""
+    swaps = metrics.model_swaps
+    figures = (swaps["loaded"], swaps["rejected"], metrics.rejected_version)
+    one, other, version = (figure._value.get() for figure in figures)
+    return one, other, version
+
+
+def test_a_start_serves_the_last_release_that_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It follows the topic from behind what it read, and what was rejected is told until the next.
+
+    Older ones are not even looked at.
+    """
+    old, new, next_one = (announced(small_release(tmp_path, n), n) for n in (1, 2, 4))
+    gone = msgspec.structs.replace(new, version=3, location=str(tmp_path / "3"))
+    swapper, metrics = swapper_at(monkeypatch, [(3, old), (5, new), (7, gone)])
+
+    follow_from = swapper.catch_up()
+
+    assert follow_from == {0: 8}
+    assert swapper.holder.current is not None
+    assert swapper.holder.current.version == 2
+    assert swapper.holder.take_next() is None
+    assert counts(metrics) == (1, 1, 3)
+    swapper.apply(b"4", msgspec.json.encode(next_one))
+    assert swapper.holder.current.version == 2  # until the processor takes it over
+    waiting = swapper.holder.take_next()
+    assert waiting is swapper.holder.current
+    assert waiting is not None
+    assert waiting.version == 4
+    assert swapper.holder.take_next() is None
+    assert counts(metrics) == (2, 1, 0)
+
+
+def test_a_start_without_a_release_that_can_serve_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some were announced; where none was, the first one is waited for."""
+    gone = msgspec.structs.replace(
+        announced(small_release(tmp_path), 1), location=str(tmp_path / "gone")
+    )
+
+    with pytest.raises(SwapRejected, match="of the 2 releases announced there none can be served"):
+        swapper_at(monkeypatch, [(3, gone), (5, gone)])[0].catch_up()
+    swapper, _ = swapper_at(monkeypatch, [])
+    assert swapper.catch_up() == {}
+    assert swapper.holder.current is None
+
+
+def test_whatever_fails_while_a_release_is_loaded_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it no fault of the release: it is counted, and the worker goes on."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    swapper, metrics = swapper_at(monkeypatch, [])
+    monkeypatch.setattr(hotswap, "prepare", fail)
+
+    swapper.apply(b"2", msgspec.json.encode(announced(small_release(tmp_path, 2), 2)))
+
+    assert swapper.holder.take_next() is None
+    assert counts(metrics) == (0, 1, 2)
+
+
+def test_a_device_that_gives_no_numbers_serves_no_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are fine; it is tried once all the same. The pad token has no score."""
+    scores = ServingModel.scores
+
+    def with_a_nan(model: ServingModel, outputs: torch.Tensor) -> torch.Tensor:
+        wrong = scores(model, outputs).clone()
+        wrong[1, 3] = torch.nan
+        return wrong
+
+    release = small_release(tmp_path)
+    prepare(release, device="cpu", top_k=K, ring=RING)
+    monkeypatch.setattr(ServingModel, "scores", with_a_nan)
+
+    with pytest.raises(SwapRejected, match=r"release 1 at .*: expected finite scores"):
+        prepare(release, device="cpu", top_k=K, ring=RING)
 
 
 def test_a_gpu_is_set_up_for_a_release_while_no_graph_is_captured(
