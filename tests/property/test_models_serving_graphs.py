@@ -157,6 +157,8 @@ def test_what_is_no_work_for_a_graph_is_left_alone(
         )
         assert taken is None
     assert states.abs().max() == 0
+    most = torch.arange(8)
+    assert graphs.step(model, states, most, torch.ones_like(most)) is not None
 
 
 @on_each_device
