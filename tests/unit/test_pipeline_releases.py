@@ -142,10 +142,31 @@ def test_whatever_fails_while_a_release_is_loaded_leaves_the_old_one(
     assert counts(metrics) == (0, 1, 2)
 
 
+def test_every_release_is_served_by_the_form_that_the_start_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it announced before or later."""
+    native, used = object(), []
+
+    def note(*_: object, native: object, **__: object) -> None:
+        used.append(native)
+        raise SwapRejected("not this one")
+
+    monkeypatch.setattr(hotswap, "fastest_serving", lambda worker: native)
+    monkeypatch.setattr(hotswap, "prepare", note)
+    old, new = (announced(small_release(tmp_path, number), number) for number in (1, 2))
+    swapper, _ = swapper_at(monkeypatch, [(0, old)])
+    with pytest.raises(SwapRejected):
+        swapper.catch_up()
+    swapper.apply(b"2", msgspec.json.encode(new))
+
+    assert used == [native, native]
+
+
 def test_a_device_that_gives_no_numbers_serves_no_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights are fine; it is tried once all the same. The pad token has no score."""
+    """The weights are fine; it is tried once all the same."""
     scores = ServingModel.scores
 
     def with_a_nan(model: ServingModel, outputs: torch.Tensor) -> torch.Tensor:
