@@ -184,12 +184,17 @@ def test_tensors_of_any_mode_and_layout_are_taken(mode: type) -> None:
         kept = [tensor.clone() for tensor in (state, items, lengths)]
 
         states, outputs = by_native.advance(state, items, lengths)
-        _, best = by_native.top_k(outputs[::2], 3)
+        n_items = by_torch.scores(outputs).shape[1] - 1
+        excluded = torch.arange(1, 9).view(2, 4).t()  # of 4 users
+        unavailable = (torch.arange(2 * n_items + 2) % 10 == 4)[::2]
+        kinds = [(None, None), (excluded, None), (None, unavailable), (excluded, unavailable)]
+        best = [by_native.top_k(outputs[::2], 3, *kind)[1] for kind in kinds]
 
         expected_states, expected = by_torch.advance(state, items, lengths)
         assert (states - expected_states).abs().max() < TOLERANCE
         assert (outputs - expected).abs().max() < TOLERANCE
-        assert torch.equal(best, by_torch.top_k(outputs[::2], 3)[1])
+        for items_of_kind, kind in zip(best, kinds, strict=True):
+            assert torch.equal(items_of_kind, by_torch.top_k(outputs[::2], 3, *kind)[1])
         assert all(map(torch.equal, kept, (state, items, lengths)))
 
 
