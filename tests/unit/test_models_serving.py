@@ -7,7 +7,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving import ServingModel
-from models.serving_native import NativeServing, load_native_serving
+from models.serving_native import NativeCatalogue, NativeServing, load_native_serving
 
 CONFIG = ModelConfig(n_items=9, hidden_size=4, state_size=6, n_blocks=2)
 
@@ -43,6 +43,33 @@ def test_a_state_begins_as_zeros_to_write_into(model: ServingModel) -> None:
     assert state.device == model.device
     assert state[[0, 2]].abs().max() == 0
     assert state[1].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"outputs": torch.zeros(2, 5)},
+        {"outputs": torch.zeros(2, 4, dtype=torch.float64)},
+        {"excluded": torch.zeros((4, 3), dtype=torch.int32)[:2]},
+        {"excluded": torch.ones((2, 3), dtype=torch.int64)[:1]},
+        {"unavailable": torch.zeros(9, dtype=torch.bool)},
+        {"unavailable": torch.zeros(10, dtype=torch.uint8)},
+    ],
+    ids=["width", "floats", "integers", "users", "items", "flags"],
+)
+def test_native_top_k_reads_no_memory_that_does_not_hold_what_it_takes(
+    native: NativeServing, wrong: dict[str, torch.Tensor]
+) -> None:
+    """It leaves such arguments to torch, which says what is wrong with them."""
+    catalogue = NativeCatalogue(native, torch.randn(10, 4), torch.randn(10))
+    right = {
+        "outputs": torch.zeros(2, 4),
+        "excluded": torch.ones((2, 3), dtype=torch.int64),
+        "unavailable": torch.zeros(10, dtype=torch.bool),
+    }
+
+    assert catalogue.top_k(k=3, **right) is not None
+    assert catalogue.top_k(k=3, **right | wrong) is None
 
 
 def test_a_conjugation_that_is_still_to_do_is_not_passed_over(model: ServingModel) -> None:
