@@ -35,8 +35,8 @@ from models.manifest import (
 )
 from models.recommender import Recommender
 from models.release_files import check_file, read_file
-from models.serving import ServingModel
-from models.serving_native import NativeServing
+from models.serving.model import ServingModel
+from models.serving.native import NativeServing
 from models.vocabulary import Vocabulary
 
 MAX_MANIFEST_BYTES = 2**24

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.scan.layout import Rows
 from models.scan.recurrence import Backend
-from models.serving_graphs import Capture, capture_cuda
+from models.serving.graphs import Capture, capture_cuda
 from tests.recorded_graph import capture_by_recording
 
 HAS_GPU = torch.cuda.is_available()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.serving_graphs import Body
+from models.serving.graphs import Body
 
 WAITS = (
     torch.ops.aten._local_scalar_dense.default,

@@ -55,7 +55,7 @@ def run(command: Command) -> int:
 
 
 def _train(command: Command, processes: "Processes") -> "TrainingReport":
-    from models.training_checkpoint import ResumeMismatch
+    from models.training.checkpoint import ResumeMismatch
     from pipeline.training.folder import TrainingFolder
     from pipeline.training.job import train_release
     from pipeline.training.view import training_bar

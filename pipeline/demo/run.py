@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from models.training_result import TrainingProgress
+from models.training.result import TrainingProgress
 from pipeline.cluster.broker import stop
 from pipeline.demo.data import HISTORY_SHARE, DemoData
 from pipeline.demo.figures import Figures, Sampler, figures_between

@@ -18,8 +18,8 @@ from models.packing import Indices
 from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
 from models.release import Release
-from models.training import train
-from models.training_result import TrainingProgress, TrainResult
+from models.training.result import TrainingProgress, TrainResult
+from models.training.train import train
 from models.vocabulary import Vocabulary
 from pipeline.errors import NotEnoughEvents
 from pipeline.files.interactions import read_interactions, require_event_types

@@ -18,7 +18,7 @@ import msgspec
 from models.errors import ModelError
 from models.manifest import Manifest
 from models.release import read_manifest
-from models.training_checkpoint import CheckpointUnwritable, ResumeMismatch
+from models.training.checkpoint import CheckpointUnwritable, ResumeMismatch
 from pipeline.cluster.topics import NO_ID, may_be_same
 from pipeline.errors import FolderUnusable, TrainingLocked
 

@@ -12,7 +12,7 @@ import torch
 
 from models.evaluation import Holdout, last_outputs, rank_holdout, ranking_metrics
 from models.release import Release, load_recommender
-from models.training_result import SELECTION_METRIC
+from models.training.result import SELECTION_METRIC
 from models.vocabulary import Vocabulary
 from pipeline.errors import SwapRejected
 from pipeline.worker.releases import Announcement, open_announced

@@ -27,8 +27,8 @@ from models.evaluation import Split, evaluate
 from models.popularity import evaluate_popularity, item_counts
 from models.processes import Processes
 from models.release import Release, write_release
-from models.training import train
-from models.training_result import TrainingDiverged, TrainingProgress, TrainResult
+from models.training.result import TrainingDiverged, TrainingProgress, TrainResult
+from models.training.train import train
 from pipeline.cluster.topics import topic_id
 from pipeline.errors import NotEnoughEvents, SwapRejected
 from pipeline.settings import Settings

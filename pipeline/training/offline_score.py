@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.packing import PAD
 from models.release import Release, load_recommender
-from models.serving import ServingModel
+from models.serving.model import ServingModel
 
 
 @dataclass(frozen=True, kw_only=True)

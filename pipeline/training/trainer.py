@@ -19,8 +19,8 @@ import torch
 from models.errors import ModelError, ReleaseError
 from models.manifest import Manifest
 from models.release import read_release
-from models.training_checkpoint import ResumeMismatch
-from models.training_result import SELECTION_METRIC, TrainingProgress
+from models.training.checkpoint import ResumeMismatch
+from models.training.result import SELECTION_METRIC, TrainingProgress
 from pipeline.cluster.records import end_offsets
 from pipeline.cluster.topics import NO_ID, may_be_same, topic_id
 from pipeline.errors import (

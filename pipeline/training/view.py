@@ -8,7 +8,7 @@ from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
 from models.evaluation import METRIC_KS
-from models.training_result import TrainingProgress
+from models.training.result import TrainingProgress
 from pipeline.console import CommandConsole
 from pipeline.training.sequences import ReadProgress
 

@@ -4,8 +4,8 @@ import logging
 import time
 
 from models.errors import ModelError
-from models.serving_graphs import SETTING_UP
-from models.serving_native import NativeServing
+from models.serving.graphs import SETTING_UP
+from models.serving.native import NativeServing
 from pipeline.cluster.records import Record
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics

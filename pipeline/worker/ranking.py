@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.serving_graphs import StepGraphs, capture_cuda
+from models.serving.graphs import StepGraphs, capture_cuda
 from models.transfers import to_device, to_host
 from pipeline.worker.catalogue import Catalogue
 from pipeline.worker.histories import Histories, last_of_each

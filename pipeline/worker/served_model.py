@@ -12,8 +12,8 @@ from torch import Tensor
 
 from models.native_build import NativeUnavailable
 from models.release import Release, load_serving
-from models.serving import ServingModel
-from models.serving_native import NativeServing, load_native_serving
+from models.serving.model import ServingModel
+from models.serving.native import NativeServing, load_native_serving
 from pipeline.errors import SwapRejected
 from pipeline.setting_checks import check
 from pipeline.settings import WorkerSettings

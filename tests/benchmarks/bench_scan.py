@@ -24,13 +24,13 @@ from pathlib import Path
 
 import torch
 
-from models.allocator import freed_memory_kept
 from models.native_build import NativeUnavailable
 from models.scan import PackedLayout, scan_doubling, scan_time_major, use_backend
 from models.scan.loop import LoopScan
 from models.scan.native import load_native
 from models.scan.recurrence import Backend
-from models.serving_graphs import capture_cuda
+from models.serving.graphs import capture_cuda
+from models.training.allocator import freed_memory_kept
 from tests.benchmarks import gpu_scan
 from tests.benchmarks.plot import Panel, write_lines
 from tests.benchmarks.report import print_table, write_json

@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.allocator import freed_memory_kept
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.serving_graphs import capture_cuda
-from models.serving_native import load_native_serving
+from models.serving.graphs import capture_cuda
+from models.serving.model import ServingModel
+from models.serving.native import load_native_serving
+from models.training.allocator import freed_memory_kept
 from tests.benchmarks.forms import PublishedRecommender
 from tests.benchmarks.gpu_step import (
     FLOOR,

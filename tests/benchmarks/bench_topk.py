@@ -4,8 +4,8 @@
         [--plot FILE.svg]
 
 - GEMM + topk: every score into one matrix, then torch's topk; what one would write first.
-- torch: `models.top_k`, blocks of items and two rounds; what runs without a compiler.
-- native: `models.serving_native_top_k`, scores that never leave the cache.
+- torch: `models.serving.top_k`, blocks of items and two rounds; what runs without a compiler.
+- native: `models.serving.native_top_k`, scores that never leave the cache.
 - bytes: the same by a first pass over a quarter of the memory; what serves large catalogues where
   the processor multiplies bytes. Its lists are held against those of native to the bit.
 
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.serving_native import NativeServing, load_native_serving
-from models.serving_native_top_k import NativeCatalogue
-from models.top_k import top_k
+from models.serving.native import NativeServing, load_native_serving
+from models.serving.native_top_k import NativeCatalogue
+from models.serving.top_k import top_k
 from tests.benchmarks.plot import Panel, write_lines
 from tests.benchmarks.report import machine, write_json
 

@@ -34,12 +34,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.allocator import freed_memory_kept
 from models.config import ModelConfig, TrainingConfig
 from models.evaluation import leave_one_out
 from models.packing import PAD, Indices, PackedBatch, TrainingWindows
 from models.recommender import Recommender
-from models.training_step import batch_loss, create_optimizer, negative_sampler
+from models.training.allocator import freed_memory_kept
+from models.training.step import batch_loss, create_optimizer, negative_sampler
 from pipeline.settings import TrainerSettings
 from pipeline.training.scan_form import fastest_scan
 from tests.benchmarks.forms import PublishedRecommender, padded

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.serving_graphs import Body, Capture
+from models.serving.graphs import Body, Capture
 
 CALLS = 10
 """Calls of one graph: the device goes from one to the next, and no launch is timed."""

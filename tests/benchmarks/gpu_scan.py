@@ -10,7 +10,7 @@ from torch import Tensor
 from models.scan import PackedLayout, scan_doubling
 from models.scan.loop import LoopScan
 from models.scan.recurrence import backend_for
-from models.serving_graphs import Body, Capture
+from models.serving.graphs import Body, Capture
 from tests.benchmarks.gpu_copy import CALLS, large_copy, repeated
 from tests.benchmarks.turns import in_turns
 

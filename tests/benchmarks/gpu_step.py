@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.serving_graphs import Capture, StepGraphs
-from models.top_k import BLOCK_ITEMS, top_k
+from models.serving.graphs import Capture, StepGraphs
+from models.serving.model import ServingModel
+from models.serving.top_k import BLOCK_ITEMS, top_k
 from models.transfers import to_device
 from tests.benchmarks.gpu_copy import CALLS, finish, large_copy
 

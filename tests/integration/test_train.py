@@ -14,7 +14,7 @@ import torch
 
 from models.config import TrainingConfig
 from models.release import read_release
-from models.training_result import TrainingProgress
+from models.training.result import TrainingProgress
 from pipeline.__main__ import main
 from pipeline.errors import BrokerUnavailable, NotEnoughEvents, SwapRejected
 from pipeline.settings import Settings, settings_flags

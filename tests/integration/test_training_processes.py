@@ -15,8 +15,8 @@ from models.evaluation import Holdout, evaluate
 from models.packing import Indices
 from models.processes import Processes, ProcessesDisagree, ProcessLost
 from models.recommender import Recommender
-from models.training import train
-from models.training_result import TrainingProgress, TrainResult
+from models.training.result import TrainingProgress, TrainResult
+from models.training.train import train
 from tests.training_processes import Team, team
 
 N_ITEMS = 30

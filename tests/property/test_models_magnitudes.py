@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from models.config import ModelConfig
 from models.magnitudes import LARGEST, largest_number
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.serving_native import NativeServing, load_native_serving
+from models.serving.model import ServingModel
+from models.serving.native import NativeServing, load_native_serving
 
 N_ITEMS = 7
 ROUNDING = 1e-3

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import serving
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.serving import ServingModel
+from models.serving import model as serving
+from models.serving.model import ServingModel
 
 TOLERANCE = 1e-5
 """States and outputs here are below 10; float32 kernels differ with the number of rows."""

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import native_build, serving_native_top_k
-from models.serving_native import NativeServing, load_native_serving
-from models.serving_native_top_k import NativeCatalogue
+from models import native_build
+from models.serving import native_top_k as serving_native_top_k
+from models.serving.native import NativeServing, load_native_serving
+from models.serving.native_top_k import NativeCatalogue
 
 Floats = NDArray[np.float32]
 

@@ -9,11 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import serving_graphs
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.serving_graphs import StepGraphs
+from models.serving import graphs as serving_graphs
+from models.serving.graphs import StepGraphs
+from models.serving.model import ServingModel
 from tests.devices import capture_on, on_each_device
 
 TOLERANCE = 1e-5

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import serving_native
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.serving_native import NativeServing, load_native_serving
-from models.serving_native_top_k import NativeCatalogue
+from models.serving import native as serving_native
+from models.serving.model import ServingModel
+from models.serving.native import NativeServing, load_native_serving
+from models.serving.native_top_k import NativeCatalogue
 
 TOLERANCE = 1e-5
 """States and outputs here are below 10; against double precision."""

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import top_k as module
-from models.top_k import top_k
+from models.serving import top_k as module
+from models.serving.top_k import top_k
 from tests.devices import on_each_device
 
 

@@ -12,13 +12,13 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models import serving
-from models import top_k as plain
-from models import top_k_rounded as module
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.top_k_rounded import RoundedItems
+from models.serving import model as serving
+from models.serving import top_k as plain
+from models.serving import top_k_rounded as module
+from models.serving.model import ServingModel
+from models.serving.top_k_rounded import RoundedItems
 from tests.devices import on_each_device
 
 KINDS = ("plain", "scales", "outliers", "alike", "aligned", "exact", "tiny", "zeros")

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.release import write_release
-from models.serving_graphs import StepGraphs
+from models.serving.graphs import StepGraphs
 from models.vocabulary import Vocabulary, item_hash
 from pipeline.engine.chunks import Chunk
 from pipeline.engine.processor import PartitionResult

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.allocator import freed_memory_kept
+from models.training.allocator import freed_memory_kept
 
 BLOCK_BYTES = 64 * 2**20
 """Above every threshold from which glibc maps a block by itself."""

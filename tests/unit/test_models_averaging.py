@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.averaging import add_to_average
 from models.config import ModelConfig
 from models.recommender import Recommender
+from models.training.averaging import add_to_average
 
 STEPS = 300
 ROUNDING = 1e-5

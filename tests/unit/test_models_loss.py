@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.loss import WIDTH_ALIGNMENT, cross_entropy
+from models.training.loss import WIDTH_ALIGNMENT, cross_entropy
 
 LOSS_RELATIVE = 1e-6
 """Both forms sum in float32; over some hundred terms that leaves a few units in the last place."""

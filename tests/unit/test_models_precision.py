@@ -12,12 +12,12 @@ from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout
 from models.packing import Indices, TrainingWindows
 from models.recommender import Recommender
-from models.sampled_loss import Negatives, NegativeSampler
 from models.scan import use_backend
 from models.scan.layout import Rows
 from models.scan.loop import LoopScan
-from models.training import train
-from models.training_step import batch_loss
+from models.training.sampled_loss import Negatives, NegativeSampler
+from models.training.step import batch_loss
+from models.training.train import train
 
 N_ITEMS = 50
 CONFIG = ModelConfig(

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.loss import WIDTH_ALIGNMENT, cross_entropy
-from models.sampled_loss import Negatives, NegativeSampler, sampled_cross_entropy
+from models.training.loss import WIDTH_ALIGNMENT, cross_entropy
+from models.training.sampled_loss import Negatives, NegativeSampler, sampled_cross_entropy
 
 RELATIVE = 1e-9
 """Both forms in double precision, sums in different orders."""

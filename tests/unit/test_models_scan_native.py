@@ -218,7 +218,7 @@ def test_a_library_of_others_is_built_again(
     assert caplog.messages == [f"{library} is of other users: built again"]
 
 
-@pytest.mark.parametrize("load", ["scan.native.load_native", "serving_native.load_native_serving"])
+@pytest.mark.parametrize("load", ["scan.native.load_native", "serving.native.load_native_serving"])
 def test_a_library_that_was_cut_short_is_not_loaded(load: str, tmp_path: Path) -> None:
     """In processes of their own: loading it would kill whoever does."""
     module, _, function = load.rpartition(".")

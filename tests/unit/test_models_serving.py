@@ -6,8 +6,8 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.serving_native import NativeCatalogue, NativeServing, load_native_serving
+from models.serving.model import ServingModel
+from models.serving.native import NativeCatalogue, NativeServing, load_native_serving
 
 CONFIG = ModelConfig(n_items=9, hidden_size=4, state_size=6, n_blocks=2)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.recommender import Recommender
-from models.serving import ServingModel
-from models.serving_graphs import Body, StepGraphs, capture_cuda
+from models.serving.graphs import Body, StepGraphs, capture_cuda
+from models.serving.model import ServingModel
 from tests.recorded_graph import capture_by_recording
 
 CONFIG = ModelConfig(n_items=9, hidden_size=4, state_size=6, n_blocks=2)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import top_k as module
-from models.top_k import BLOCK_ITEMS, top_k
+from models.serving import top_k as module
+from models.serving.top_k import BLOCK_ITEMS, top_k
 
 
 def test_a_catalogue_of_several_blocks_is_ranked_as_one() -> None:

@@ -13,22 +13,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import training_run
 from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout, evaluate
 from models.packing import Indices, TrainingWindows
 from models.processes import Processes
 from models.recommender import Recommender
-from models.training import train
-from models.training_checkpoint import (
+from models.training import run as training_run
+from models.training.checkpoint import (
     CheckpointUnwritable,
     ResumeMismatch,
     read_training_checkpoint,
     write_training_checkpoint,
 )
-from models.training_result import TrainingDiverged, TrainingProgress, TrainResult, Validation
-from models.training_run import STEPS_UNREAD, TrainingRun
-from models.training_step import create_optimizer
+from models.training.result import TrainingDiverged, TrainingProgress, TrainResult, Validation
+from models.training.run import STEPS_UNREAD, TrainingRun
+from models.training.step import create_optimizer
+from models.training.train import train
 from tests.devices import on_each_device
 
 N_ITEMS = 30

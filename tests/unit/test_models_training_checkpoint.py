@@ -12,9 +12,9 @@ from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout
 from models.packing import TrainingWindows
 from models.recommender import Recommender
-from models.training import train
-from models.training_checkpoint import training_identity
-from models.training_step import negative_sampler
+from models.training.checkpoint import training_identity
+from models.training.step import negative_sampler
+from models.training.train import train
 
 CONFIG = ModelConfig(n_items=9, hidden_size=8, state_size=4, n_blocks=1, max_length=4)
 TRAINING = TrainingConfig(batch_size=2, learning_rate=0.3, max_epochs=3, validate_every_steps=1)

@@ -7,7 +7,7 @@ import torch
 
 from models.packing import TrainingWindows
 from models.processes import Processes
-from models.training_run import TrainingRun
+from models.training.run import TrainingRun
 from tests.unit.test_models_training import CONFIG, SEQUENCES, TRAINING, VALIDATION
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from models.processes import Processes
-from models.training_step import _add_up_gradients
+from models.training.step import _add_up_gradients
 
 
 def test_a_loss_kept_for_later_keeps_no_gradient() -> None:

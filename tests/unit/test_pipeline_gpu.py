@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.release import write_release
-from models.serving_graphs import StepGraphs
+from models.serving.graphs import StepGraphs
 from models.vocabulary import Vocabulary
 from pipeline.engine.chunks import Chunk
 from pipeline.metrics import Metrics
@@ -30,7 +30,7 @@ from tests.fake_gpu import FakeGpu
 K = 3
 N_ITEMS = 30
 HOT_ROWS = 4
-ELSEWHERE = "models.serving_graphs._agree"
+ELSEWHERE = "models.serving.graphs._agree"
 ONE_WAIT = ["models.transfers.to_host"]
 
 

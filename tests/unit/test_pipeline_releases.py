@@ -11,8 +11,8 @@ from models.config import ModelConfig
 from models.errors import ReleaseIncompatible
 from models.recommender import Recommender
 from models.release import Release
-from models.serving import ServingModel
-from models.serving_graphs import SETTING_UP
+from models.serving.graphs import SETTING_UP
+from models.serving.model import ServingModel
 from pipeline.errors import SwapRejected
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings, WorkerSettings

@@ -11,7 +11,7 @@ import torch
 
 from models.evaluation import Holdout, evaluate
 from models.release import Release, load_recommender
-from models.training_checkpoint import CheckpointUnwritable, ResumeMismatch
+from models.training.checkpoint import CheckpointUnwritable, ResumeMismatch
 from models.vocabulary import Vocabulary
 from pipeline.__main__ import main
 from pipeline.cluster.topics import NO_ID

@@ -1,4 +1,4 @@
-"""The k best items by compiled C++ (`serving_top_k.h`): without a score ever leaving the cache.
+"""The k best items by compiled C++ (`top_k.h`): without a score ever leaving the cache.
 
 Of items with equal scores, those of lower index come first.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.serving_native import ADDRESS, SIZE, NativeServing, is_plain
+from models.serving.native import ADDRESS, SIZE, NativeServing, is_plain
 from models.shapes import ExcludedItems, TopItems, TopScores, UserOutputs, VocabularyFlags
 
 MIN_BYTES_ITEMS_OF_K = 1_000
@@ -43,7 +43,7 @@ class NativeCatalogue:
         weight: float32 (v, d), row 0 the pad token's; not copied, so it must stay as it is.
         bias: float32 (v,), likewise.
         first_pass: What all weights are read as: floats, or bytes, a quarter of the memory, whose
-            bounds say which items to score in floats (`serving_bytes.h`). The same lists, to the
+            bounds say which items to score in floats (`bytes.h`). The same lists, to the
             bit. None: bytes where they are faster. Floats, too, where no bounds can be had: of
             numbers from 1e36 on, or more than 1,024 of them an item.
     """
@@ -146,7 +146,7 @@ class NativeCatalogue:
         excluded: ExcludedItems | None,
         unavailable: VocabularyFlags | None,
     ) -> tuple[TopScores, TopItems] | None:
-        """Do what `models.top_k.top_k` does; of equal scores, the lower item comes first.
+        """Do what `models.serving.top_k.top_k` does; of equal scores, the lower item comes first.
 
         A score is a chain of d fused multiply-adds that starts from the bias: within
         (d + 1) 2^-24 (|bias| + sum |output| |weight|) of the exact one, to first order.

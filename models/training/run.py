@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.averaging import add_to_average
 from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout, evaluate
 from models.packing import Indices, TrainingWindows
 from models.processes import Processes
 from models.recommender import Recommender
-from models.sampled_loss import Negatives
-from models.training_checkpoint import (
+from models.training.averaging import add_to_average
+from models.training.checkpoint import (
     read_training_checkpoint,
     training_identity,
     write_training_checkpoint,
 )
-from models.training_result import (
+from models.training.result import (
     SELECTION_METRIC,
     StopReason,
     TrainingDiverged,
@@ -32,7 +31,8 @@ from models.training_result import (
     TrainResult,
     Validation,
 )
-from models.training_step import create_optimizer, negative_sampler, take_gradient
+from models.training.sampled_loss import Negatives
+from models.training.step import create_optimizer, negative_sampler, take_gradient
 
 STEPS_UNREAD = {"cpu": 1, "cuda": 16}
 """Steps after which their losses are read, by device: to read one is to wait for the GPU."""

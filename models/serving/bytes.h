@@ -2,7 +2,7 @@
 //
 // Weights and outputs are rounded to bytes; processors multiply and add bytes four times as fast as
 // floats. The pass gives bounds between which the float32 score of each item lies; items that may
-// be among the k best by them are scored as serving_top_k.h scores them, to the same bits.
+// be among the k best by them are scored as top_k.h scores them, to the same bits.
 //
 // The bound. For one user and one item, let u and w be the float32 vectors, of d <= MAX_DEPTH
 // numbers, b the bias, s the score: a chain of d multiply-adds in float32 that starts from b.
@@ -31,7 +31,7 @@
 // precision and rounded to float32, e (|U| + 2 D) more, for which G has enough left.
 #pragma once
 
-#include "serving_top_k.h"
+#include "top_k.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 
 One product of matrices in bfloat16 gives a bound of every score from above. The items of the
 highest bounds are scored in float32; where the k-th best of those exceeds every other item's bound,
-no other item is among the best. Users of whom that cannot be said are found by `models.top_k`.
+no other item is among the best. Users of whom that cannot be said are found by `top_k`.
 
 The bound. For one user and one item, let u and w be the float32 vectors of d numbers, b the bias,
 u' and w' what bfloat16 makes of the vectors. All norms are Euclidean. A float32 score s, its terms
@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.serving.top_k import best_items, check_arguments, top_k
 from models.shapes import ExcludedItems, TopItems, TopScores, UserOutputs, VocabularyFlags
-from models.top_k import best_items, check_arguments, top_k
 from models.transfers import to_device
 
 MIN_ROUNDED_ITEMS = 65_536
@@ -91,7 +91,7 @@ class RoundedItems:
         excluded: ExcludedItems | None,
         unavailable: VocabularyFlags | None,
     ) -> tuple[TopScores, TopItems]:
-        """Do what `models.top_k.top_k` does with these weights; waits for the device once."""
+        """Do what `top_k.top_k` does with these weights; waits for the device once."""
         v, kept = self.weight.shape[0], 4 * k + 24
         check_arguments(v, k, excluded)
         if excluded is not None:

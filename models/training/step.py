@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig, TrainingConfig
-from models.loss import cross_entropy
 from models.packing import Indices, PackedBatch, TrainingWindows
 from models.processes import Processes
 from models.recommender import Recommender
-from models.sampled_loss import Negatives, NegativeSampler, sampled_cross_entropy
 from models.scan import PackedLayout
+from models.training.loss import cross_entropy
+from models.training.sampled_loss import Negatives, NegativeSampler, sampled_cross_entropy
 from models.transfers import to_device
 
 

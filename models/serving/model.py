@@ -2,7 +2,7 @@
 
 Computes what `models.recommender.Recommender` computes in evaluation mode, from weights that are
 folded once: gamma into the input projection, layer norm into the embedding. By torch on any device;
-on the CPU by `models.serving_native` where that is at hand.
+on the CPU by `models.serving.native` where that is at hand.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.folded import FoldedBlock
 from models.lru import Block
 from models.recommender import Recommender
 from models.scan import PackedLayout
-from models.serving_native import NativeServing
-from models.serving_native_step import NativeStep
-from models.serving_native_top_k import NativeCatalogue
+from models.serving.folded import FoldedBlock
+from models.serving.native import NativeServing
+from models.serving.native_step import NativeStep
+from models.serving.native_top_k import NativeCatalogue
+from models.serving.top_k import top_k
+from models.serving.top_k_rounded import RoundedItems
 from models.shapes import (
     EventItems,
     EventOutputs,
@@ -34,8 +36,6 @@ from models.shapes import (
     UserStates,
     VocabularyFlags,
 )
-from models.top_k import top_k
-from models.top_k_rounded import RoundedItems
 from models.transfers import to_device
 
 MAX_ROWS = 8192
@@ -137,7 +137,7 @@ class ServingModel:
         return self._scan(state, items, PackedLayout.from_lengths(lengths))
 
     def step_slots(self, states: SlotStates, slots: UserSlots, items: UserItems) -> UserOutputs:
-        """Move states where they lie by one item each; what `models.serving_graphs` captures.
+        """Move states where they lie by one item each; what `models.serving.graphs` captures.
 
         All on the device. Nothing is checked, so nothing waits; of equal slots any one counts.
         """
@@ -223,7 +223,7 @@ class ServingModel:
         excluded: ExcludedItems | None = None,
         unavailable: VocabularyFlags | None = None,
     ) -> tuple[TopScores, TopItems]:
-        """Return each user's k best items: `models.top_k.top_k` with this model's weights."""
+        """Return each user's k best items: `top_k` with this model's weights."""
         if unavailable is not None:
             unavailable = to_device(unavailable, self.device)
         if self._native is not None:

@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "serving_panels.h"
+#include "panels.h"
 
 namespace {
 
@@ -16,8 +16,8 @@ constexpr int64_t SHARED = 512;  // users that go through the catalogue together
 constexpr int64_t STRIDE = CHUNK + LANES;  // of a user's scores: room to strike what lies elsewhere
 constexpr float NONE = -std::numeric_limits<float>::infinity();
 
-// Both as in serving_native_top_k.py. Either panels or rows hold the weights; with rows comes what a
-// first pass over bytes needs, see serving_bytes.h.
+// Both as in native_top_k.py. Either panels or rows hold the weights; with rows comes what a
+// first pass over bytes needs, see bytes.h.
 struct Widest {
   float scale, rest, norm, bias;
 };

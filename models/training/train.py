@@ -2,9 +2,9 @@
 
 AdamW, gradients clipped by their common norm, early stopping by validation Recall@10, as in the
 LRURec authors' code (Yue et al., WSDM 2024, arXiv 2310.02367). On request, what is validated and
-kept is the running average of the weights (`models.averaging`), labels are scored against a sample
-of the items instead of all (`models.sampled_loss`), and several processes share the work
-(`models.processes`). Prints nothing; progress leaves through a callback.
+kept is the running average of the weights (`averaging`), labels are scored against a sample of the
+items instead of all (`sampled_loss`), and several processes share the work (`models.processes`).
+Prints nothing; progress leaves through a callback.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy.typing as npt
 import torch
 
-from models.allocator import freed_memory_kept
 from models.config import ModelConfig, TrainingConfig
 from models.evaluation import Holdout
 from models.packing import TrainingWindows
 from models.processes import Processes
-from models.training_result import TrainingProgress, TrainResult
-from models.training_run import TrainingRun
+from models.training.allocator import freed_memory_kept
+from models.training.result import TrainingProgress, TrainResult
+from models.training.run import TrainingRun
 
 
 def train(

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "serving_bytes.h"
-#include "serving_panels.h"
-#include "serving_top_k.h"
+#include "bytes.h"
+#include "panels.h"
+#include "top_k.h"
 
 namespace {
 
@@ -69,7 +69,7 @@ struct Affine {
   int64_t depth, width;  // the width in whole panels
 };
 
-// As in serving_native_step.py, like Model.
+// As in native_step.py, like Model.
 struct Block {
   const float* lam;
   Affine recurrent_in, recurrent_out;

@@ -1,4 +1,4 @@
-"""The step of serving by compiled C++ (`serving_native.cpp`)."""
+"""The step of serving by compiled C++ (`native.cpp`)."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.folded import FoldedBlock
-from models.serving_native import ADDRESS, SIZE, NativeServing, is_plain
+from models.serving.folded import FoldedBlock
+from models.serving.native import ADDRESS, SIZE, NativeServing, is_plain
 from models.shapes import EventItems, EventOutputs, UserLengths, UserStates
 
 
@@ -70,7 +70,7 @@ class NativeStep:
     def advance(
         self, state: UserStates, items: EventItems, lengths: UserLengths
     ) -> tuple[UserStates, EventOutputs] | None:
-        """Do what `models.serving.ServingModel.advance` does.
+        """Do what `models.serving.model.ServingModel.advance` does.
 
         Returns:
             None where the arguments are not as described there, or not on the CPU.

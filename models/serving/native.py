@@ -1,8 +1,7 @@
-"""Serving on the CPU by compiled C++ (`serving_native.cpp`): how its functions are had and called.
+"""Serving on the CPU by compiled C++ (`native.cpp`): how its functions are had and called.
 
-`models.serving_native_step` and `models.serving_native_top_k` call them: what `models.serving` and
-`models.top_k` do by torch, without what a torch call costs. A row's numbers are the same bits in
-any batch and with any number of threads.
+`native_step` and `native_top_k` call them: what `model` and `top_k` do by torch, without what a
+torch call costs. A row's numbers are the same bits in any batch and with any number of threads.
 """
 
 import ctypes
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from models.native_build import NativeUnavailable, build_library
 
-SOURCE = Path(__file__).with_name("serving_native.cpp")
+SOURCE = Path(__file__).with_name("native.cpp")
 
 SMALL_PRODUCTS = 4_000_000
 """Multiplications up to which a call uses one thread and keeps the interpreter's lock: about
@@ -27,7 +26,7 @@ class NativeServing:
     """The compiled functions, for any number of models and threads.
 
     Args:
-        library: What `serving_native.cpp` was compiled to.
+        library: What `native.cpp` was compiled to.
     """
 
     def __init__(self, library: Path) -> None:

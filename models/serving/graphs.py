@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.serving import ServingModel
+from models.serving.model import ServingModel
 from models.shapes import EventItems, EventOutputs, SlotStates, UserSlots
 from models.transfers import to_device
 

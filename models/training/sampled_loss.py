@@ -6,7 +6,7 @@ was to be expected in the sample (Bengio and Senecal, "Adaptive importance sampl
 training of a neural probabilistic language model", IEEE TNN 2008; Yi et al.,
 "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019). A sum
 over the sample is then in expectation the sum over all items, so that loss and gradients approach
-those of `models.loss` as the sample grows, and are equal to them when it is every item once.
+those of `loss` as the sample grows, and are equal to them when it is every item once.
 """
 
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.loss import ALIGNMENT, CHUNK_LOGITS, MIN_CHUNK_ROWS, label_losses, with_column
 from models.packing import Indices
 from models.precision import add_product, multiply_into
 from models.shapes import PackedItems, PackedRows
+from models.training.loss import ALIGNMENT, CHUNK_LOGITS, MIN_CHUNK_ROWS, label_losses, with_column
 
 POPULAR_SHARE = 0.5
 """Share of the draws that fall on items as often as they occur; the others fall on all alike. The
@@ -138,8 +138,8 @@ class _SampledCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """Make the loss and the gradients, `rows` positions at a time.
 
-        As in `models.loss`, the bias is a row of the transposed weights, and items that fill the
-        sample up have a share of exactly 0. The label's column is behind them.
+        As in `loss`, the bias is a row of the transposed weights, and items that fill the sample
+        up have a share of exactly 0. The label's column is behind them.
         """
         (positions, width), drawn = outputs.shape, len(log_weights)
         own = _label_column(drawn)
