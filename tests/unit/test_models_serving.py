@@ -7,7 +7,8 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.serving.model import ServingModel
-from models.serving.native import NativeCatalogue, NativeServing, load_native_serving
+from models.serving.native import NativeServing, load_native_serving
+from models.serving.native_top_k import NativeCatalogue
 
 CONFIG = ModelConfig(n_items=9, hidden_size=4, state_size=6, n_blocks=2)
 

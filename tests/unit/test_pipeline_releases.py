@@ -58,6 +58,11 @@ def announced(release: Release, version: int) -> Announcement:
     )
 
 
+def record(announcement: Announcement) -> ListedRecord:
+    """The record of the models topic that announces it."""
+    return ListedRecord("models", 0, 0, 0, None, msgspec.json.encode(announcement))
+
+
 def test_a_release_that_was_announced_by_another_number_is_refused(tmp_path: Path) -> None:
     """Lists name a release by its number alone: it must be the manifest's."""
     with pytest.raises(SwapRejected, match="version 3 was announced, its manifest says 2"):
@@ -100,7 +105,7 @@ def test_a_start_serves_the_last_release_that_can_be(
     assert swapper.holder.current.version == 2
     assert swapper.holder.take_next() is None
     assert counts(metrics) == (1, 1, 3)
-    swapper.apply(b"4", msgspec.json.encode(next_one))
+    swapper.hear(record(next_one))
     assert swapper.holder.current.version == 2  # until the processor takes it over
     waiting = swapper.holder.take_next()
     assert waiting is swapper.holder.current
@@ -136,7 +141,7 @@ def test_whatever_fails_while_a_release_is_loaded_leaves_the_old_one(
     swapper, metrics = swapper_at(monkeypatch, [])
     monkeypatch.setattr(hotswap, "prepare", fail)
 
-    swapper.apply(b"2", msgspec.json.encode(announced(small_release(tmp_path, 2), 2)))
+    swapper.hear(record(announced(small_release(tmp_path, 2), 2)))
 
     assert swapper.holder.take_next() is None
     assert counts(metrics) == (0, 1, 2)
@@ -158,7 +163,7 @@ def test_every_release_is_served_by_the_form_that_the_start_chose(
     swapper, _ = swapper_at(monkeypatch, [(0, old)])
     with pytest.raises(SwapRejected):
         swapper.catch_up()
-    swapper.apply(b"2", msgspec.json.encode(new))
+    swapper.hear(record(new))
 
     assert used == [native, native]
 
@@ -194,8 +199,7 @@ def test_a_gpu_is_set_up_for_a_release_while_no_graph_is_captured(
 
     monkeypatch.setattr(hotswap, "prepare", refuse)
     swapper = hotswap.Swapper(Settings(), Metrics(CollectorRegistry()))
-    value = msgspec.json.encode(announced(small_release(tmp_path, 2), 2))
-    swapper.hear(ListedRecord("models", 0, 0, 0, b"2", value))
+    swapper.hear(record(announced(small_release(tmp_path, 2), 2)))
 
     assert held == [True]
     assert not SETTING_UP.locked()
