@@ -3,17 +3,21 @@
 // Complex numbers are pairs (re, im), as torch stores them. A row is one position: `channels` pairs.
 // Rows lie time-major, the longest segment first: position t of segment s is at row step[t] + s.
 //
-// The work is cut into tiles of SEGMENTS segments by CHANNELS channels, whatever the number of
-// threads, and a tile is computed by one thread in a fixed order: the bits do not depend on threads.
-// The order is that in which the rows lie, so that memory is read as a stream; what each row needs
-// of the one before is still in the first cache.
+// A tile is computed by one thread, in the order in which its rows lie: the wider it is, the longer
+// the streams in which memory is read, while what each row needs of the one before is still in the
+// second cache. So threads get tiles as wide as lets all of them work, of as many rows each. What
+// is summed over segments is summed by blocks of SEGMENTS, and over these in their order: the bits do
+// not depend on tiles, and so not on threads.
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
+#include <vector>
 
 namespace {
 
 constexpr int64_t SEGMENTS = 4;
+constexpr int64_t WIDEST = 128;  // segments of a tile, whose states take 128 KB in single precision
 constexpr int64_t CHANNELS = 128;
 constexpr int64_t FEW = 1 << 14;  // numbers below which a second thread costs more than it brings
 
@@ -21,28 +25,35 @@ struct Rows {
   const int64_t *lengths, *step;
   int64_t segments, channels;
 
-  int64_t tiles() const { return blocks() * ((channels + CHANNELS - 1) / CHANNELS); }
   int64_t blocks() const { return (segments + SEGMENTS - 1) / SEGMENTS; }
   int64_t at(int64_t s, int64_t t) const { return 2 * channels * (step[t] + s); }
-  int threads(int wished) const {
-    int64_t rows = 0;
-    for (int64_t s = 0; s < segments; ++s) rows += lengths[s];
-    return rows * channels < FEW ? 1 : wished;
+  int64_t count(int64_t first, int64_t last) const {
+    return std::accumulate(lengths + first, lengths + last, int64_t(0));
   }
+  int threads(int wished) const { return count(0, segments) * channels < FEW ? 1 : wished; }
 };
 
 struct Tile {
-  int64_t block, first, last, longest, channel, width;
-
-  Tile(const Rows& rows, int64_t number) {
-    block = number % rows.blocks();
-    first = block * SEGMENTS;
-    last = std::min(first + SEGMENTS, rows.segments);
-    longest = rows.lengths[first];
-    channel = number / rows.blocks() * CHANNELS;
-    width = std::min(CHANNELS, rows.channels - channel);
-  }
+  int64_t first, last, longest, channel, width;
 };
+
+// Cuts the segments where each thread has its share of rows, and wherever a tile would be too wide.
+std::vector<Tile> cut(const Rows& rows, int threads) {
+  const int64_t all = rows.count(0, rows.segments);
+  std::vector<Tile> tiles;
+  int64_t first = 0, taken = 0, shares = 1;
+  for (int64_t last = 0; last < rows.segments;) {
+    const int64_t begin = last;
+    last = std::min(begin + SEGMENTS, rows.segments);
+    taken += rows.count(begin, last);
+    if (taken * threads < all * shares && last - first < WIDEST) continue;
+    for (int64_t c = 0; c < rows.channels; c += CHANNELS)
+      tiles.push_back({first, last, rows.lengths[first], c, std::min(CHANNELS, rows.channels - c)});
+    first = last;
+    shares = taken * threads / all + 1;
+  }
+  return tiles;
+}
 
 // Calls visit(s, t) for every position of a tile.
 template <class Visit>
@@ -86,9 +97,11 @@ void retreat(const T* grad, const T* lam, const T* after, const T* before, T* d,
 
 template <class T>
 void forward(const T* u, const T* lam, const T* h0, T* h, const Rows& rows, int threads) {
-#pragma omp parallel for schedule(dynamic) num_threads(rows.threads(threads))
-  for (int64_t number = 0; number < rows.tiles(); ++number) {
-    const Tile tile(rows, number);
+  threads = rows.threads(threads);
+  const std::vector<Tile> tiles = cut(rows, threads);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (size_t number = 0; number < tiles.size(); ++number) {
+    const Tile& tile = tiles[number];
     const int64_t c = 2 * tile.channel;
     forwards(rows, tile, [&](int64_t s, int64_t t) {
       const T* before = t ? h + rows.at(s, t - 1) : h0 + 2 * rows.channels * s;
@@ -103,16 +116,18 @@ template <class T>
 void backward(const T* grad, const T* lam, const T* h0, const T* h, T* d, T* sums, T* d_lam,
               const Rows& rows, int threads) {
   std::fill_n(sums, 2 * rows.channels * rows.blocks(), T(0));
-#pragma omp parallel for schedule(dynamic) num_threads(rows.threads(threads))
-  for (int64_t number = 0; number < rows.tiles(); ++number) {
-    const Tile tile(rows, number);
+  threads = rows.threads(threads);
+  const std::vector<Tile> tiles = cut(rows, threads);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (size_t number = 0; number < tiles.size(); ++number) {
+    const Tile& tile = tiles[number];
     const int64_t c = 2 * tile.channel;
     const T nothing[2 * CHANNELS] = {};
     backwards(rows, tile, [&](int64_t s, int64_t t) {
       const T* after = t + 1 < rows.lengths[s] ? d + rows.at(s, t + 1) + c : nothing;
       const T* before = t ? h + rows.at(s, t - 1) : h0 + 2 * rows.channels * s;
       const int64_t row = rows.at(s, t) + c;
-      T* sum = sums + 2 * rows.channels * tile.block + c;
+      T* sum = sums + 2 * rows.channels * (s / SEGMENTS) + c;
       retreat(grad + row, lam + c, after, before + c, d + row, sum, tile.width);
     });
   }
