@@ -216,6 +216,29 @@ def test_the_number_of_threads_changes_no_bit(form: str, backends: dict[str, Bac
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_segments_are_each_moved_once(threads: int, backends: dict[str, Backend]) -> None:
+    """However the compiled form cuts a batch into tiles: at shares of threads, or where it must."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (300,), generator=generator)
+    u, h0 = (
+        torch.randn(n, 150, dtype=torch.complex128, generator=generator)
+        for n in (int(lengths.sum()), 300)
+    )
+    lam = torch.polar(torch.full((150,), 0.97), torch.rand(150, generator=generator)).to(u.dtype)
+    before = torch.get_num_threads()
+
+    try:
+        torch.set_num_threads(threads)
+        with use_backend(backends["native"]):
+            got = values_and_gradients(scan, u, lam, h0, lengths)
+    finally:
+        torch.set_num_threads(before)
+
+    with use_backend(backends["loop"]):  # held to the reference above
+        assert_close(got, values_and_gradients(scan, u, lam, h0, lengths), FLOAT64)
+
+
 @pytest.mark.parametrize(
     ("form", "length"),
     [("loop", 100_000), ("native", 100_000), *((form, MANY_ROWS) for form in FOR_CUDA)],
