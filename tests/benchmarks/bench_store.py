@@ -128,11 +128,13 @@ def main() -> None:
     """Measure, print a table, write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=40_000, help="rows in the store")
-    parser.add_argument("--rounds", type=int, default=100, help="calls of each kind")
+    parser.add_argument("--rounds", type=int, default=100, help="calls of each kind, 3 or more")
     parser.add_argument("--folder", type=Path, help="where the store is made; default: temporary")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
 
+    if options.rounds < 3:
+        parser.error(f"--rounds: expected 3 or more (the first warms up), got {options.rounds}")
     figures = codec_figures(options.rounds)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures |= store_figures(Path(folder), options.users, options.rounds)
