@@ -59,6 +59,11 @@ class EngineApp(faust.App):
     )
     changelog_id: Callable[[], bytes] = staticmethod(lambda: b"")
 
+    async def on_start(self) -> None:
+        """Say that from here on Kafka is waited for."""
+        _log.info("joining group %s", self.engine_options.app_id)
+        await super().on_start()
+
     def _crash(self, reason: BaseException) -> None:
         """End at once where any part of Faust gives up: its own way down acknowledges things."""
         end_by(reason, "Faust")

@@ -22,7 +22,7 @@ from tests.releases import random_release
 from tests.worker_process import WorkerProcess
 
 FLOWS = re.compile(r"generation \d+: kept partitions \[(.*?)\] .*gained \[(.*?)\] after ([\d.]+) s")
-SPEAKS_TO_KAFKA = "EngineApp]: Starting"
+SPEAKS_TO_KAFKA = "pipeline.engine.app: joining group"
 FLOW_DEADLINE_S = 120.0
 
 

@@ -13,6 +13,7 @@ from pipeline.cluster.topics import create_topics
 from pipeline.settings import MetricsSettings, Settings
 from pipeline.verification.verify import verify
 from tests.bad_records import click
+from tests.benchmarks.group import SPEAKS_TO_KAFKA
 from tests.kafka import admin_client, committed_lag, free_port, send, wait_until
 from tests.worker_process import WorkerProcess, running_worker
 
@@ -130,6 +131,7 @@ def test_a_restart_under_the_same_name_moves_no_partition(stream: Settings) -> N
             back.wait_until_ready()
             wait_until(lambda: committed_lag(stream) == 0, "everything answered")
 
+            assert SPEAKS_TO_KAFKA in back.log()  # from where on a pause is measured
             assert assigned(back) == owned
             assert generations(stays) == seen
             assert {back.stop(), stays.stop()} == {0}
