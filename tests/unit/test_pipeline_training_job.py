@@ -1,6 +1,7 @@
 """What a training makes of its settings, of what serves and of what fails, without a Kafka."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from models.evaluation import Holdout, evaluate
 from models.recommender import Recommender
-from models.release import Release, read_release
-from models.training.result import TrainingDiverged, TrainResult
+from models.release import Release, load_recommender, read_release
+from models.training.result import TrainingDiverged, TrainResult, Validation
 from models.vocabulary import Vocabulary
-from pipeline.errors import BrokerUnavailable, SwapRejected
+from pipeline.errors import BrokerUnavailable, SwapRejected, TopicMismatch
 from pipeline.settings import ModelSettings, RecommendSettings, Settings, TrainerSettings
 from pipeline.training import job
 from pipeline.training.folder import TrainingFolder, TrainingPlan
-from pipeline.training.job import train_release
+from pipeline.training.job import T, train_release
 from pipeline.training.sequences import EventCounts, TopicSequences
 from pipeline.worker.releases import Announcement
 from tests.releases import random_release
@@ -25,7 +27,10 @@ from tests.releases import random_release
 N_ITEMS = 51
 """One more than the longest list that is measured: what is out of the ranking is never on it."""
 RANGES = {0: (3, 9)}
+CLOCKS_DIFFER_S = 1.0
+"""The one that tells the time may be set meanwhile; a length of time is of another."""
 COUNTS = EventCounts(applied=7, rare=1, duplicate=2, forgotten=3, skipped=4, dead={})
+VALIDATION = Validation(epoch=2, step=9, loss=1.5, metrics={"recall@10": 0.25}, seconds=3.0)
 
 
 @pytest.fixture
@@ -49,6 +54,26 @@ class World:
         self.announcing_fails: BaseException | None = None
         self.training_fails: BaseException | None = None
         self.asked: dict[str, Any] = {}
+        self.is_asking = False
+        self.unasked: list[str] = []
+
+    def ask(self, action: Callable[[], T]) -> T:
+        """Do what needs Kafka."""
+        self.is_asking = True
+        try:
+            return action()
+        finally:
+            self.is_asking = False
+
+    def needing_kafka(self, name: str, stand_in: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that notes where it is called by its name without being asked for."""
+
+        def call(*arguments: object) -> Any:
+            if not self.is_asking:
+                self.unasked.append(name)
+            return stand_in(*arguments)
+
+        return call
 
     def read(self, *_: object) -> TopicSequences:
         """Return the histories of users of whom every other one judges."""
@@ -68,11 +93,12 @@ class World:
             asked["checkpoint_path"].touch()
             raise self.training_fails
         torch.manual_seed(0)
+        self.recommender = Recommender(config).eval()
         return TrainResult(
-            recommender=Recommender(config).eval(),
-            metrics={},
+            recommender=self.recommender,
+            metrics=VALIDATION.metrics,
             best_epoch=2,
-            history=(),
+            history=(VALIDATION,),
             epochs=3.5,
             seconds=4.0,
             stopped_by="patience",
@@ -96,10 +122,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         "read_sequences": made.read,
         "require_own_number": lambda *_: None,
         "announce": made.announce,
-        "train": made.train,
     }
     for name, stand_in in stand_ins.items():
-        monkeypatch.setattr(job, name, stand_in)
+        monkeypatch.setattr(job, name, made.needing_kafka(name, stand_in))
+    monkeypatch.setattr(job, "train", made.train)
     return made
 
 
@@ -151,6 +177,31 @@ def test_what_workers_leave_out_is_measured_as_left_out(
     found = {name: metrics["recall@50"] for name, metrics in report.metrics.items()}
     assert found == dict.fromkeys(("model", "popularity", "serving"), recall)
     assert world.asked["mask_window"] is report.data["mask_window"] is exclude_seen
+
+
+def test_all_are_measured_on_the_same_items_that_neither_trained_nor_chose(
+    settings: Settings, world: World, tmp_path: Path
+) -> None:
+    """The last ones of those who judge; popularity does not count them either."""
+    chooses, judges = [1, 1, 3], [1, 3, N_ITEMS]
+    world.histories = [chooses, judges, chooses, judges]
+    release = serve(world, tmp_path)
+
+    report = train_release(
+        dataclasses.replace(settings, recommend=RecommendSettings(exclude_seen=False))
+    )
+
+    by_hand = Holdout([np.array([1, 3])] * 2, np.array([N_ITEMS] * 2))
+    expected = {
+        name: evaluate(recommender, by_hand, mask_window=False)
+        for name, recommender in (
+            ("model", world.recommender),
+            ("serving", load_recommender(release)),
+        )
+    }
+    assert report.metrics["model"] == pytest.approx(expected["model"])
+    assert report.metrics["serving"] == pytest.approx(expected["serving"])
+    assert report.metrics["popularity"]["recall@50"] == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("max_drop", "refused"), [(0.25, True), (0.5, False)])
@@ -246,6 +297,34 @@ def test_a_release_that_could_not_be_announced_is_not_lost(
     assert TrainingFolder(settings.trainer.releases_dir).read_plan("interactions") is None
 
 
+def test_a_missing_topic_of_models_is_known_before_the_training(
+    settings: Settings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not hours later; nothing is begun that could be gone on with."""
+
+    def is_missing(_: Settings) -> None:
+        raise TopicMismatch("no topic models")
+
+    monkeypatch.setattr(job, "read_announcements", is_missing)
+
+    with pytest.raises(TopicMismatch):
+        train_release(settings)
+
+    folder = TrainingFolder(settings.trainer.releases_dir)
+    assert folder.read_plan(settings.topics.interactions) is None
+    assert world.asked == {}
+
+
+def test_whoever_asks_kafka_for_a_training_asks_for_all_of_it(
+    settings: Settings, world: World
+) -> None:
+    """A trainer tries each again while Kafka is away; one that it is not asked for ends it."""
+    train_release(settings, force=True, ask_broker=world.ask)
+
+    assert world.announced == [1]
+    assert world.unasked == []
+
+
 def test_a_training_that_diverged_is_not_gone_on_with(settings: Settings, world: World) -> None:
     """It would diverge again: neither its plan nor its checkpoint is left."""
     world.training_fails = TrainingDiverged("the loss is nan")
@@ -288,9 +367,12 @@ def test_a_release_tells_what_it_was_trained_on_and_how(settings: Settings, worl
     """Each number is the one of its name; the report says the same."""
     world.histories = [[5, 1, 2, 5], [3, 4, 5], [1, 2], *[[1, 2, 3]] * 3]
 
+    began_s = time.time()
     report = train_release(settings)
+    ended_s = time.time()
 
-    written = read_release(report.release.path).training
+    release = read_release(report.release.path)
+    written = release.training
     assert written["data"] == report.data
     assert report.data == {
         "topic": settings.topics.interactions,
@@ -312,3 +394,10 @@ def test_a_release_tells_what_it_was_trained_on_and_how(settings: Settings, worl
     assert {name: written[name] for name in ended} == ended
     assert (report.epochs, report.best_epoch, report.stopped_by) == (3.5, 2, "patience")
     assert report.training_s == pytest.approx(4.0)
+    assert began_s <= written["started_s"] <= ended_s
+    assert 0 < report.seconds <= ended_s - began_s + CLOCKS_DIFFER_S
+    assert written["settings"] == dataclasses.asdict(settings.training)
+    assert written["history"] == [dataclasses.asdict(VALIDATION)]
+    assert report.validation == VALIDATION.metrics
+    assert release.metrics["validation"] == {"model": VALIDATION.metrics}
+    assert release.metrics["test"] == report.metrics
