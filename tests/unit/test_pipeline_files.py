@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import DataFileInvalid
 from pipeline.events import MAX_TIMESTAMP_MS
+from pipeline.files import interactions
 from pipeline.files.interactions import SEQUENCE_START_MS, read_interactions
 from pipeline.files.items import read_titles
 from pipeline.files.parquet import encode_texts
@@ -131,6 +132,51 @@ def test_a_milliseconds_file_with_a_stray_is_told_by_line(tmp_path: Path) -> Non
     path = write(tmp_path / "a.csv", f"user,item,timestamp\nu,i,{T_MS}\nu,i,{T_MS * 1000}\n")
 
     with pytest.raises(DataFileInvalid, match=r"line 3: .* got '1600000000000000'"):
+        read_interactions(path)
+
+
+def test_a_table_that_changes_while_it_is_read_is_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was wrong with it a moment ago cannot be named any more."""
+    path = write(tmp_path / "a.csv", f"user,item,timestamp\nu,i,{T}\nu,,{T}\n")
+    name_the_line = interactions._refuse_first_broken
+
+    def replaced(*arguments: object) -> None:
+        write(path, f"user,item,timestamp\nu,i,{T}\n")
+        name_the_line(*arguments)
+
+    monkeypatch.setattr(interactions, "_refuse_first_broken", replaced)
+
+    with pytest.raises(DataFileInvalid, match=r"a\.csv: expected the same content as a moment ago"):
+        read_interactions(path)
+
+
+def test_names_of_columns_may_be_capitals_with_blanks_around(tmp_path: Path) -> None:
+    """As spreadsheets make them; ids are taken as they are."""
+    path = write(tmp_path / "a.csv", f"User, ITEM ,Timestamp, Event\nU, I ,{T},View\n")
+
+    assert rows(path) == [Interaction("U", " I ", T_MS, "View")]
+
+
+def test_line_ends_within_quotes_are_part_of_the_text(tmp_path: Path) -> None:
+    """None is turned into another: ids are compared byte by byte."""
+    ids = ["a\r\nb", "a\nb", "a\rb"]
+    lines = [f'u,"{one}",{T}\r\n' for one in ids]
+    path = write(tmp_path / "a.csv", "user,item,timestamp\r\n" + "".join(lines))
+
+    assert [row.item for row in rows(path)] == ids
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.seq.txt.gz"])
+def test_a_gzip_with_damage_in_its_midst_is_refused(tmp_path: Path, name: str) -> None:
+    """Its head is whole, so that the damage shows in the content alone."""
+    path = write(tmp_path / name, "user,item,timestamp\n")
+    data = bytearray(path.read_bytes())
+    data[10] = 0xFF  # right behind the head: a kind of block that there is not
+    path.write_bytes(data)
+
+    with pytest.raises(DataFileInvalid, match=rf"{name}: cannot be read: .* invalid block type"):
         read_interactions(path)
 
 
@@ -298,6 +344,18 @@ class TestParquet:
             Interaction("3", "a", T_MS + 5000, "buy"),
         ]
 
+    @pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])
+    def test_texts_of_any_kind_are_ids(self, tmp_path: Path, kind: str) -> None:
+        """As other programs write them."""
+        arrow = importlib.import_module("pyarrow")
+        ids = arrow.array(["b", "a"]).cast(getattr(arrow, kind)())
+        path = self.write(tmp_path / "a.parquet", user=ids, item=ids, timestamp=[T, T + 1])
+
+        assert rows(path) == [
+            Interaction("b", "b", T_MS, None),
+            Interaction("a", "a", T_MS + 1000, None),
+        ]
+
     def test_dates_are_taken_as_such(self, tmp_path: Path) -> None:
         """A column of timestamps needs no rule about units, early dates included."""
         arrow = importlib.import_module("pyarrow")
@@ -359,6 +417,7 @@ class TestParquet:
             ({"item": ["", "i"]}, "row 1: expected a text for item, got nothing"),
             ({"timestamp": [T, None]}, "row 2: expected a timestamp .* got None"),
             ({"timestamp": [T, -1]}, "row 2: expected a timestamp .* got -1"),
+            ({"timestamp": [T, 2**62 + 1]}, f"row 2: expected a timestamp .* got {2**62 + 1}"),
             ({"timestamp": ["1", "2"]}, "expected numbers or dates as timestamp, got string"),
         ],
     )
@@ -370,6 +429,11 @@ class TestParquet:
 
         with pytest.raises(DataFileInvalid, match=message):
             read_interactions(self.write(tmp_path / "a.parquet", **columns))
+
+    def test_a_parquet_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        """As any other file."""
+        with pytest.raises(DataFileInvalid, match=r"gone\.parquet: cannot be read as parquet"):
+            read_interactions(tmp_path / "gone.parquet")
 
     def test_a_file_that_is_no_parquet_is_refused(self, tmp_path: Path) -> None:
         """The error names it."""
