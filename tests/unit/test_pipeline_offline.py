@@ -270,6 +270,7 @@ def test_items_that_do_not_fit_the_checkpoint_are_refused(
     ("name", "content", "expected"),
     [
         ("ids.txt", "b\na b\n", ["b", "a b"]),
+        ("ids.txt", " b\r\na\t\r\n", [" b", "a\t"]),
         ("ids.csv", "item\nb\na\n", ["b", "a"]),
         ("ids.csv.gz", 'row,item\n1,b\n2,"a,c"\n', ["b", "a,c"]),
         ("ids.tsv", "row\tname\titem\n1\tx\tb\n", ["b"]),
