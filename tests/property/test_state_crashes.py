@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -197,6 +198,16 @@ def rows_and_position(folder: Path) -> tuple[dict[bytes, bytes], int | None]:
         store.close_all()
 
 
+def unguarded(folder: Path, *, without: list[str]) -> tuple[dict[bytes, bytes], int | None]:
+    """What RocksDB alone finds there, where some of its logs are gone."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "states"
+        shutil.copytree(folder, copy)
+        for log in ("manifest-floor", *without):
+            (copy / "partition-0" / log).unlink()
+        return rows_and_position(copy)
+
+
 @pytest.mark.parametrize(
     "damage", [lambda log: os.truncate(log, 0), os.remove], ids=["empty", "gone"]
 )
@@ -214,21 +225,23 @@ def test_a_log_that_was_lost_is_not_read_over(
         )
         logs = (tmp_path / "states" / "partition-0").glob("*.log")
         used = sorted(log.name for log in logs if log.stat().st_size)
-        for log in used[:-1]:
-            for name in ("damaged", "unguarded"):
-                shutil.copytree(tmp_path / "states", tmp_path / name)
-                damage(tmp_path / name / "partition-0" / log)
-            (tmp_path / "unguarded" / "partition-0" / "manifest-floor").unlink()
+        for number, log in enumerate(used[:-1]):
+            shutil.copytree(tmp_path / "states", tmp_path / "damaged")
+            damage(tmp_path / "damaged" / "partition-0" / log)
+            rows, position = unguarded(tmp_path / "states", without=[log])
+            only_here = {
+                unguarded(tmp_path / "states", without=later)[1]
+                for later in (used[number:], used[number + 1 :])
+            }
 
-            rows, position = rows_and_position(tmp_path / "unguarded")
-            if rows == rows_at(position):  # RocksDB was about to drop it
+            if len(only_here) == 1:  # RocksDB was about to drop it
+                assert rows == rows_at(position)
                 assert rows_and_position(tmp_path / "damaged") == (rows, position)
-            else:
-                missed += 1
+            else:  # most often; what it holds may also have been written anew by a later one
+                missed += rows != rows_at(position)
                 with pytest.raises(StateCorrupt, match=rf"partition-0: .* rows in {log}, got none"):
                     rows_and_position(tmp_path / "damaged")
             shutil.rmtree(tmp_path / "damaged")
-            shutil.rmtree(tmp_path / "unguarded")
 
         rows, position = rows_and_position(tmp_path / "states")
         assert rows == rows_at(position)
